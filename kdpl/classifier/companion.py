@@ -1,4 +1,4 @@
-"""Files of plugins in a classifier's folder, such as thresholds, further scores, a pool sample."""
+"""Files of plugins in a classifier's folder, such as thresholds and further scores."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -34,7 +34,7 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
     from kdpl.classifier.bulk import load_classifier
     from kdpl.classifier.folder import keep_task
     from kdpl.confidence.held_out import NAME, HeldOutScores
-    from kdpl.confidence.labeled import encode_records, labeled_records, require_unseen
+    from kdpl.confidence.labeled import encode_records, labeled_records
     from kdpl.runtime.messages import warn
 
     loaded = load_classifier(classifier, None, "auto")
@@ -49,7 +49,6 @@ def calibrate(classifier: str, images: str, *, class_names: str | None = None) -
         return 0
 
     vectors, digest = loaded.head.class_vectors, loaded.fingerprint()
-    require_unseen(Path(classifier), digest, records, features)
     scores = HeldOutScores.of(logits, labels)
     for companion in {**loaded.companions, NAME: scores}.values():
         calibrated = companion.calibrated(features, vectors, loaded.logit_scale, labels)

@@ -42,15 +42,12 @@ def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]
         validation = ValidationOutputs(features, logits, labels, sampled)
 
     pool = pool_of(classifier, data, cast(ClassifyingModule, trainer.lightning_module))
-    kept = [predicted for source, predicted in pool if source not in data.training_pool.left_out]
     outputs = StudentOutputs(
         Path(trainer.default_root_dir),
         classifier.vectors,
         classifier.logit_scale,
         validation,
-        [predicted for _, predicted in pool],
-        kept,
-        trainer.global_step > 0,
+        [predicted for source, predicted in pool if source not in data.training_pool.left_out],
     )
     kinds = (kind for kind in companion_kinds().values() if issubclass(kind, LearnedCompanion))
     companions = [kind.made_from(outputs) for kind in kinds]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kdpl.classifier import Classifier
-from kdpl.confidence.pool_sample import PoolSample
 from kdpl.data import sources
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.datasets import OpenImage, label_tensor
@@ -21,8 +20,6 @@ from kdpl.errors import DataError
 from kdpl.tasks import SEPARATOR
 
 _SEED = 0
-# distance of features; the same image, rounded to 16 bits, is at 0.0003, and other digits at 0.03
-_SAME = 0.002
 
 
 def labeled_records(
@@ -100,19 +97,3 @@ def encode_records(
         features.append(predicted.embedding)
     labels = [label_tensor(record.label, classes) for record in records]
     return torch.stack(features), torch.stack(labels)
-
-
-def require_unseen(
-    folder: Path, classifier: str, records: Sequence[Record], features: Tensor
-) -> None:
-    """Raise a DataError if images, by features [N, D], are in a classifier's sample of its pool."""
-    pool = PoolSample.pool_features(folder, classifier, features.shape)
-    if pool is None:
-        return
-    distances = (torch.cdist(rows, pool.double()) for rows in features.double().split(1000))
-    nearest = torch.cat([to_pool.amin(dim=1) for to_pool in distances])
-    if seen := torch.nonzero(nearest < _SAME).flatten().tolist():
-        raise DataError(
-            f"the classifier was distilled on {len(seen)} of the {len(records)} images, such as "
-            f"{records[seen[0]].source}: give images that it has not seen"
-        )

@@ -7,7 +7,6 @@ PLUGIN = Plugin(
     callbacks={"confidence": "kdpl.confidence.negatives:callbacks"},
     companions={
         "held_out": "kdpl.confidence.held_out:HeldOutScores",
-        "pool_sample": "kdpl.confidence.pool_sample:PoolSample",
         "unknown": "kdpl.confidence.unknown:Unknown",
     },
     handover={"confidence": "kdpl.confidence.companions:make_companions"},

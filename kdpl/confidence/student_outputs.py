@@ -45,9 +45,7 @@ class StudentOutputs:
         vectors: The student's class vectors.
         logit_scale: The student's factor on cosine similarities.
         validation: Outputs for the validation images; None without any.
-        pool: Predictions for a sample of the unlabelled images, before any filter.
-        kept: Predictions for the images of the sample that no filter left out.
-        trained: Whether the student learned from the pool, in at least one step.
+        pool: Predictions for a sample of the unlabelled images that no filter left out.
     """
 
     folder: Path
@@ -55,8 +53,6 @@ class StudentOutputs:
     logit_scale: float
     validation: ValidationOutputs | None
     pool: list[Predicted]
-    kept: list[Predicted]
-    trained: bool
 
 
 @metadata
@@ -105,12 +101,7 @@ class LearnedCompanion(Companion):
         write_tensors(folder / self.file, self.kind, VERSION, tensors, values)
 
     @classmethod
-    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self | None:
-        """Read the file; errors as in ``load``."""
-        return cls.load(folder, classifier, width)
-
-    @classmethod
-    def load(cls, folder: Path, classifier: str, width: int = 0) -> Self:
+    def read(cls, folder: Path, classifier: str, width: int = 0) -> Self:
         """Read the file for a fingerprint and width D; an ArtifactError if it does not fit."""
         path, sizes = folder / cls.file, {"D": width}
         tensors, read = read_tensors(path, cls.kind, VERSION, cls.remedy)

@@ -133,9 +133,9 @@ class Unknown(Float32Module, LearnedCompanion):
     @classmethod
     def made_from(cls, outputs: StudentOutputs) -> Self | None:
         """Learn what is usual from the sample of the pool; None if it has too few images."""
-        if len(outputs.kept) < MIN_IMAGES or outputs.vectors.task != MULTI_CLASS.name:
+        if len(outputs.pool) < MIN_IMAGES or outputs.vectors.task != MULTI_CLASS.name:
             return None
-        features = torch.stack([predicted.embedding for predicted in outputs.kept])
+        features = torch.stack([predicted.embedding for predicted in outputs.pool])
         vectors, scale, images = outputs.vectors.vectors, outputs.logit_scale, outputs.validation
         unknown = cls.fit(features, vectors, scale, *distant_words(outputs.folder, outputs.vectors))
         if images is None:

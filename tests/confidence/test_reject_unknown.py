@@ -127,11 +127,3 @@ def test_a_share_that_too_few_images_show_and_scores_of_other_images_are_refused
     del read.companions["unknown"]
     with world.refused(ArtifactError, "no scores of being none of the classes"):
         decision_rule(read, reject_unknown=0.05)
-
-
-def test_calibrate_refuses_images_that_the_classifier_was_distilled_on(folder, tmp_path, capsys):
-    before, splits = runs.files_of(folder), world.digits(batch_size=8).splits
-    images = write_images(tmp_path / "images", [*splits.test[:40], *splits.train[:2]])
-    code = main(["calibrate", str(folder), str(images)])
-    runs.refused(capsys, code, "was distilled on 2 of the 42 images, such as", "not seen")
-    assert runs.files_of(folder) == before

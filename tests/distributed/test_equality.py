@@ -21,7 +21,7 @@ from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.confidence.held_out import HeldOutScores
-from kdpl.confidence.pool_sample import PoolSample
+from kdpl.confidence.unknown import Unknown
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.prompts import PromptConfig
 from kdpl.prompts.vision import VisionPrompts
@@ -228,11 +228,10 @@ def test_scores_of_validation_and_pool_are_those_of_one_process(teacher_folder, 
         fit(module, world.digits(24 // n), tmp_path / str(n), n, **options)
         folder = tmp_path / str(n) / CLASSIFIER_FOLDER
         scores.append(load_file(folder / HeldOutScores.file))
-        scores[-1]["pool"] = load_file(folder / PoolSample.file)["features"].float()
-    assert (len(scores[0]["scores"]), len(scores[0]["pool"])) == (198, 700)
-    # features have 16 bits
-    for name, atol in (("scores", 1e-5), ("label_scores", 1e-5), ("pool", 1e-3)):
-        torch.testing.assert_close(scores[1][name], scores[0][name], rtol=1e-3, atol=atol)
+        scores[-1]["pool"] = load_file(folder / Unknown.file)["center"]
+    assert len(scores[0]["scores"]) == 198
+    for name in ("scores", "label_scores", "pool"):
+        torch.testing.assert_close(scores[1][name], scores[0][name], rtol=1e-3, atol=1e-5)
 
 
 def two():

@@ -17,7 +17,6 @@ from kdpl.benchmark.download import unpack
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
-from kdpl.confidence.pool_sample import PoolSample
 from kdpl.confidence.unknown import Unknown
 from kdpl.data.class_mapping import read_class_mapping
 from kdpl.data.decoding import open_image
@@ -39,7 +38,6 @@ READERS = {
     "classifier/classifier.json": lambda file: Classifier.load(file.parent),
     "classifier/model.safetensors": lambda file: Classifier.load(file.parent),
     HeldOutScores.file: lambda file: HeldOutScores.read(file.parent, "ab").set_threshold(0.5),
-    PoolSample.file: lambda file: PoolSample.load(file.parent, "ab", 4),
     Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
     "published.pt": read_torch_file,
@@ -64,7 +62,6 @@ def folder(tmp_path_factory, clip_of):
     encoder = StudentEncoder(clip.image_tower, 2, 2, vectors.vectors.shape[1])
     Classifier(encoder, vectors, clip.logit_scale, clip.identity).save(folder / "classifier")
     HeldOutScores.of(torch.randn(6, 5), torch.arange(6) % 5).save(folder, "ab")
-    PoolSample(torch.ones(3, 4).half()).save(folder, "ab")
     features = torch.nn.functional.normalize(torch.randn(30, 24), dim=1)
     Unknown.fit(features, vectors.vectors, 17.0, negatives=features[:2], words=("sun", "sky")).save(
         folder, "ab"

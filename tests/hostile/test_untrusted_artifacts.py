@@ -14,7 +14,6 @@ from kdpl.class_vectors import KIND as VECTORS_KIND
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
 from kdpl.confidence.held_out import HeldOutScores
-from kdpl.confidence.pool_sample import PoolSample
 from kdpl.errors import KdplError
 from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.prompts.tuned import TunedPrompts
@@ -116,21 +115,13 @@ def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, 
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
 
 
-COMPANIONS = {
-    HeldOutScores: HeldOutScores(1.5, *torch.rand(2, 3), torch.ones(3, dtype=torch.bool)),
-    PoolSample: PoolSample(torch.ones(3, 4).half()),
-}
+HELD_OUT = HeldOutScores(1.5, *torch.rand(2, 3), torch.ones(3, dtype=torch.bool))
 
 
-def read_companion(kind, folder):
-    return kind.load(folder, "ab", 4)
-
-
-@pytest.mark.parametrize("kind", COMPANIONS)
-def test_every_invalid_field_of_held_out_scores_and_of_a_pool_sample_is_refused(kind, tmp_path):
-    path, read = tmp_path / kind.file, partial(read_companion, kind, tmp_path)
-    COMPANIONS[kind].save(tmp_path, "ab")
-    read()
+def test_every_invalid_field_of_held_out_scores_is_refused(tmp_path):
+    path, read = tmp_path / HeldOutScores.file, partial(HeldOutScores.read, tmp_path, "ab")
+    HELD_OUT.save(tmp_path, "ab")
+    assert len(read()) == 3
     tensors = load_file(path)
     for header in invalid(header_of(path)):
         save_file(tensors, path, metadata={"kdpl": header})
@@ -138,24 +129,23 @@ def test_every_invalid_field_of_held_out_scores_and_of_a_pool_sample_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    "changes",
     [
-        (HeldOutScores, {"correct": torch.tensor([1, 1, 1])}),
-        (HeldOutScores, {"scores": None}),
-        (HeldOutScores, {"scores": torch.rand(2)}),
-        (PoolSample, {"features": torch.ones(3, 4)}),
-        (PoolSample, {"features": torch.ones(3).half()}),
-        (PoolSample, {"features": torch.ones(3, 5).half()}),
-        (PoolSample, {"features": torch.ones(0, 4).half()}),
+        {"correct": torch.tensor([1, 1, 1])},
+        {"scores": None},
+        {"scores": torch.rand(2)},
+        {"scores": torch.rand(3, 1)},
+        {"scores": torch.rand(3).half()},
+        {name: getattr(HELD_OUT, name)[:0] for name in HeldOutScores.shapes},
     ],
 )
-def test_held_out_scores_and_a_pool_sample_that_cannot_be_are_refused(kind, changes, tmp_path):
-    path = tmp_path / kind.file
-    COMPANIONS[kind].save(tmp_path, "ab")
+def test_held_out_scores_that_cannot_be_are_refused(changes, tmp_path):
+    path = tmp_path / HeldOutScores.file
+    HELD_OUT.save(tmp_path, "ab")
     tensors, header = {**load_file(path), **changes}, json.dumps(header_of(path))
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     save_file(tensors, path, metadata={"kdpl": header})
-    refused(partial(read_companion, kind, tmp_path), path, "its tensors are invalid")
+    refused(partial(HeldOutScores.read, tmp_path, "ab"), path, "its tensors are invalid")
 
 
 def raw(header, data=b"\0" * 64, length=None):
