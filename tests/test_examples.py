@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import runpy
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 from unittest.mock import Mock
 from xml.etree import ElementTree
 
+import published_files
 import pytest
 import runs
 import torch
 import world
 from PIL import Image, ImageOps
+from plain import PlainProjector, normalized, prompt_text, relative_error
 from runs import configs
 from world import refused
 from zoo import odd_photo
@@ -29,6 +32,7 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.cli.fit import parse_stage
 from kdpl.data.decoding import open_image
 from kdpl.data.domain import build_data
+from kdpl.data.readers.digits import CLASS_NAMES
 from kdpl.data.readers.table import Table
 from kdpl.errors import DataError
 from kdpl.prompts.tuned import TunedPrompts
@@ -433,3 +437,82 @@ def test_what_is_green_in_an_explanation_speaks_for_the_class(classifier, tmp_pa
     for given, shown in ((), top.class_name), (("three",), "three"):
         figure = example["draw"](str(classifier), str(photo), *given)
         assert [axis.get_title() for axis in figure.axes[:2]] == [str(photo), shown]
+
+
+CLIP_OPTION = "--model.init_args.clip={model: %s, pretrained: " + world.TAG + "}"
+PROMPTS_OPTION = "--model.init_args.%s_prompts={length: 4, depth: %d}"
+IMPORTED = {
+    "teacher": [
+        "--model=kdpl.TeacherPromptTuning",
+        CLIP_OPTION % published_files.TEACHER,
+        PROMPTS_OPTION % ("vision", published_files.VISION_DEPTH),
+        PROMPTS_OPTION % ("text", published_files.TEXT_DEPTH),
+        "--model.init_args.averaging={mean: 15, std: 1}",
+    ],
+    "student": [
+        "--model=kdpl.StudentDistillation",
+        CLIP_OPTION % published_files.STUDENT,
+        PROMPTS_OPTION % ("vision", published_files.STUDENT_DEPTH),
+        "--model.init_args.vision_prompts.init=mean_token",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def import_promptkd():
+    return runpy.run_path(str(PAGE.parent / "examples" / "import_promptkd.py"))["main"]
+
+
+def test_an_imported_teacher_and_student_predict_as_the_published_ones(
+    import_promptkd, plain_of, images, tmp_path
+):
+    states = (
+        published_files.teacher_state(torch.float32),
+        published_files.student_state(torch.float32),
+    )
+    for (kind, options), state in zip(IMPORTED.items(), states, strict=True):
+        file = published_files.write(tmp_path / f"{kind}.pth", state)
+        more = [f"--model.init_args.teacher={tmp_path / 'teacher'}"] if kind == "student" else []
+        import_promptkd(kind, file, *runs.DATA, *options, *more, f"--out={tmp_path / kind}")
+
+    teacher, student = (
+        plain_of(name) for name in (published_files.TEACHER, published_files.STUDENT)
+    )
+    drawn = published_files.originals()
+    texts = [prompt_text("a photo of a", name) for name in CLASS_NAMES]
+    expected = normalized(teacher.text_features(texts, drawn.text))
+    vectors = ClassVectors.load(tmp_path / "teacher" / CLASS_VECTORS_FILE)
+    assert relative_error(vectors.vectors, expected) < 1e-5
+    tokens = TunedPrompts.load(tmp_path / "teacher" / PROMPTS_FILE).tensors["vision_prompts.tokens"]
+    assert tokens.equal(drawn.vision.float())
+
+    logits = Classifier.load(tmp_path / "student" / "classifier")(images)
+    projector = PlainProjector(drawn.projector)
+    features = normalized(projector(student.image_features(images, drawn.student), training=False))
+    assert relative_error(logits, student.scale * features @ expected.T) < 1e-5
+    assert runs.test(tmp_path / "student") == 0
+
+
+def test_an_import_takes_halves_of_the_same_clip_alone_and_runs_no_code(import_promptkd, tmp_path):
+    options = [*runs.DATA, *IMPORTED["teacher"]]
+    state, trace = published_files.teacher_state(), tmp_path / "trace"
+    file = published_files.write(tmp_path / "file.pth", state)
+    import_promptkd("teacher", file, *options, f"--out={tmp_path / 'out'}")
+    assert (tmp_path / "out" / CLASS_VECTORS_FILE).is_file()
+
+    call = world.Call(os.system, f"touch {trace}")
+    file = published_files.write(tmp_path / "call.pth", state, scheduler=call)
+    with pytest.raises(pickle.UnpicklingError):
+        import_promptkd("teacher", file, *options, f"--out={tmp_path / 'call'}")
+    assert not trace.exists()
+    torch.load(file, weights_only=False)
+    assert trace.exists(), "the file was harmless: this test shows nothing"
+
+    name = "image_encoder.proj"
+    file = published_files.write(tmp_path / "other.pth", {**state, name: 1.01 * state[name]})
+    with pytest.raises(AssertionError, match="proj is of another CLIP"):
+        import_promptkd("teacher", file, *options, f"--out={tmp_path / 'other'}")
+    options.append("--model.init_args.vision_prompts.depth=2")
+    file = published_files.write(tmp_path / "file.pth", state)
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*vision_prompts"):
+        import_promptkd("teacher", file, *options, f"--out={tmp_path / 'other'}")

@@ -6,7 +6,6 @@ PLUGIN = Plugin(
     commands={
         "benchmark": "kdpl.benchmark.command:benchmark",
         "data": "kdpl.benchmark.data_command:data",
-        "import": "kdpl.benchmark.import_command:import_",
         "table": "kdpl.benchmark.command:table",
     },
     datasets={"benchmark": "kdpl.benchmark.readers:READERS"},

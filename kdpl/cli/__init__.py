@@ -37,7 +37,7 @@ _GROUPS = {
     "use": ("export", "class-vectors", "serve"),
     "understand": ("report", "compare", "calibrate", "models"),
     "data": ("data", "suggest"),
-    "benchmark": ("benchmark", "table", "import"),
+    "benchmark": ("benchmark", "table"),
 }
 """Commands in the order of the usage text, where they are installed; others are listed last."""
 

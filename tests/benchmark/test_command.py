@@ -6,7 +6,6 @@ from itertools import product
 from textwrap import dedent, indent
 from unittest.mock import patch
 
-import published_files
 import pytest
 from benchmark_tree import make_tree
 from campaigns import BASE_TO_NOVEL, FEW, ROOT, ROWS, SOURCE, in_this_process, make_trees, written
@@ -162,27 +161,6 @@ def test_a_teacher_of_a_source_is_tested_elsewhere_and_a_student_uses_the_new_cl
             assert column == "prediction" or names == labels[folder]
     assert main(["table", str(out)]) == 0
     assert "missing" not in (out / "table.md").read_text()
-
-
-@pytest.mark.slow
-def test_a_campaign_takes_published_teachers_that_were_imported_before(data, tmp_path, capsys):
-    out, file = tmp_path / "out", tmp_path / "dtd.pt"
-    published_files.write(file, published_files.teacher_state(name="tiny-teacher"))
-    depths = {"vision": published_files.VISION_DEPTH, "text": published_files.TEXT_DEPTH}
-    settings = [
-        *[f"--config={ROOT}/configs/{name}.yaml" for name in ("data/dtd", "data/base_to_novel")],
-        *[f"--config={ROOT}/configs/{name}.yaml" for name in ("trainer/cpu", "teacher/quickstart")],
-        *[f"--model.init_args.{tower}_prompts.depth={n}" for tower, n in depths.items()],
-        *(f"--data.init_args.root={data}", "--seed_everything=1", *FEW),
-    ]
-    teacher = out / "base_to_novel/dtd/seed_1/teacher"
-    assert main(["import", "teacher", str(file), *settings, f"--out={teacher}"]) == 0
-    imported = files_of(teacher)["class_vectors.safetensors"]
-    campaign = written(tmp_path, BASE_TO_NOVEL)
-    command = [campaign, data, out, *FEW, "--seeds", "1", "--datasets", "dtd"]
-    assert benchmark(*command) == 0, capsys.readouterr()
-    assert sorted(r.row for r in read_all(out) if not r.probe) == ["student", "teacher"]
-    assert files_of(teacher)["class_vectors.safetensors"] == imported
 
 
 def test_a_table_needs_the_folder_of_a_campaign_and_intact_results(whole, tmp_path, capsys):

@@ -12,7 +12,6 @@ import torch
 import world
 from runs import noise
 
-from kdpl.benchmark.checkpoints import read_torch_file
 from kdpl.benchmark.download import unpack
 from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier
@@ -40,7 +39,6 @@ READERS = {
     HeldOutScores.file: lambda file: HeldOutScores.read(file.parent, "ab").set_threshold(0.5),
     Unknown.file: lambda file: Unknown.read(file.parent, "ab", 24),
     "targets.safetensors": PoolTargets.load,
-    "published.pt": read_torch_file,
     "names.csv": lambda file: read_class_mapping(file, ["a", "b"]),
     "table.csv": lambda file: Table(str(file)).read(),
     "image.png": lambda file: open_image(str(file)),
@@ -71,7 +69,6 @@ def folder(tmp_path_factory, clip_of):
     pool = {"images": torch.arange(3), "assignments": torch.full((3, 2), 0.5)}
     targets = {**counts, **ties, **pool, "examples": (Moved(7, 0, 1),), "taken": True}
     PoolTargets(**targets, reason="taken").save(folder / "targets.safetensors")
-    torch.save({"a": torch.ones(3), "b": [1, "x"], "c": random.Random}, folder / "published.pt")
     (folder / "names.csv").write_text("label,name,text\na,cat,\nb,dog,a dog\n")
     (folder / "table.csv").write_text(
         "image,label,split\na.png,cat,\nb.png,cat,test\nc.png,dog,train\n"
