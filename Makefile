@@ -21,7 +21,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base core floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -76,9 +76,6 @@ $(VENV)-base/.installed: pyproject.toml
 
 base: $(VENV)-base/.installed ## run the tests that need the base installation alone, without any extra
 	@KDPL_WITHOUT=dev $(VENV)-base/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
-
-core: $(VENV)-base/.installed ## run the tests of the core without any extra and without the folders that can be removed, or some
-	@KDPL_WITHOUT=dev PYTHONPATH=tests $(VENV)-base/bin/python tests/core.py -n 2 --dist loadfile $(TESTS)
 
 floors: ## run the tests with the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=$(VENV)-floors $(VENV)-floors/.created

@@ -14,7 +14,7 @@ from benchmarks.photographs import write_photographs
 from benchmarks.settings import Settings
 from benchmarks.sizes import SMALL
 from benchmarks.teacher import RandomTeacher
-from kdpl.cli import command_names
+from kdpl.cli import COMMANDS
 
 
 def commands(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
@@ -32,7 +32,7 @@ def commands(settings: Settings) -> Iterator[tuple[str, float, str, float]]:
         sides = {
             "predict": (*kdpl, "predict", str(classifier), str(image)),
             "export": (*kdpl, "export", str(classifier), "--format", "onnx", "--out", str(file)),
-            **{f"{name} --help": (*kdpl, name, "--help") for name in command_names()},
+            **{f"{name} --help": (*kdpl, name, "--help") for name in COMMANDS},
             "import torch": ("-c", "import torch"),
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}

@@ -10,7 +10,7 @@ from benchmarks.distillation import begun_student
 from benchmarks.settings import Settings
 from benchmarks.teacher import RandomTeacher
 from kdpl.classifier.export import INPUT
-from kdpl.classifier.formats.registry import formats
+from kdpl.classifier.formats.registry import FORMATS
 from kdpl.clip import Frozen, store_frozen
 
 TORCH = "Classifier in torch"
@@ -29,7 +29,7 @@ def format_sides(settings: Settings, folder: Path) -> dict[str, Callable[[], obj
     size = classifier.preprocessing.image_size
     images = torch.randint(256, (settings.batch_size, 3, size, size), dtype=torch.uint8)
     sides: dict[str, Callable[[], object]] = {TORCH: lambda: classifier(images)}
-    for name, kind in formats().items():
+    for name, kind in FORMATS.items():
         path = folder / f"{name}{kind.ending}"
         kind.write(
             classifier,
@@ -80,7 +80,7 @@ def network_sides(
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeError(f"onnxruntime has no {provider}: pip install onnxruntime-gpu")
         path = folder / "classifier.onnx"
-        formats()[onnx_name].write(classifier.cpu(), "uint8", path)
+        FORMATS[onnx_name].write(classifier.cpu(), "uint8", path)
         session = onnxruntime.InferenceSession(path, providers=[provider])
         return lambda: session.run(["logits"], {INPUT: images.numpy()})
 

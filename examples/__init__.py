@@ -1,1 +1,1 @@
-"""Scripts, a notebook and a plugin, all of which a test runs."""
+"""Scripts, a notebook and classes of a project of its own, all of which a test runs."""

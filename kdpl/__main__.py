@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from kdpl import __version__
-from kdpl.cli import STAGES, command_names, find_command, usage
+from kdpl.cli import COMMANDS, STAGES, USAGE, find_command
 from kdpl.runtime import faults, slurm
 from kdpl.runtime.advice import did_you_mean
 
@@ -77,14 +77,14 @@ def _run(args: list[str]) -> int:
 
     # options of the program itself
     if not args or args[0] in ("-h", "--help"):
-        print(usage(), end="")
+        print(USAGE, end="")
         return 0
     if args[0] == "--version":
         print(f"kdpl {__version__}")
         return 0
-    if args[0] not in (names := command_names()):
-        problem = f"there is no command {args[0]!r}{did_you_mean(args[0], names)}"
-        print(f"error: {problem}: use one of {', '.join(names)}", file=sys.stderr)
+    if args[0] not in COMMANDS:
+        problem = f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}"
+        print(f"error: {problem}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     function = find_command(args[0])
     if args[0] in STAGES:

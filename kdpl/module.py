@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pkgutil import resolve_name
 from typing import Any, TypedDict, cast
 
 import torch
@@ -20,7 +21,6 @@ from kdpl.data.needs import Needs
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.metrics import test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
-from kdpl.runtime import plugins
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
 from kdpl.tasks import MULTI_CLASS, ClassScaling, Task, build_task
@@ -29,11 +29,16 @@ ORIGIN_KEY = "kdpl_origin"
 """Checkpoint key of the inputs of a run (``kdpl.runtime.origin``)."""
 
 
-def plugin_callbacks(module: LightningModule) -> list[Callback]:
-    """Return the callbacks that plugins add to a fit or test."""
-    return [
-        callback for make in plugins.load_all("callbacks").values() for callback in make(module)
-    ]
+_CALLBACKS = (
+    "kdpl.confidence.negatives:callbacks",
+    "kdpl.multilabel.callback:callbacks",
+)
+"""Functions that return callbacks of a module, as dotted paths: their files import this one."""
+
+
+def further_callbacks(module: LightningModule) -> list[Callback]:
+    """Return the callbacks of negative vectors and of several labels for a fit or test."""
+    return [callback for path in _CALLBACKS for callback in resolve_name(path)(module)]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import DIFFERENCES, DistillationLoss
 from kdpl.metrics import POOL_KEPT
-from kdpl.module import ClassifyingModule, Prepare, plugin_callbacks
+from kdpl.module import ClassifyingModule, Prepare, further_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import StudentEncoder, StudentPrompts
 from kdpl.runtime.messages import inform, warn
@@ -267,7 +267,7 @@ class StudentDistillation(ClassifyingModule):
         if self.trainer.limit_train_batches == 0 and self.trainer.checkpoint_callback is None:
             return []
         # SameRun compares what Prepare has chosen
-        return [Prepare(), SameRun(), *plugin_callbacks(self), SaveClassifier()]
+        return [Prepare(), SameRun(), *further_callbacks(self), SaveClassifier()]
 
     def on_train_batch_start(self, batch: UnlabeledBatch, batch_idx: int) -> None:
         """Refuse one image at a time, and warn of few, which the projector's batch norm needs."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
+from kdpl.runtime.configs import find_class
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -281,20 +282,14 @@ MULTI_CLASS = MultiClass()
 
 
 def build_task(name: str, **settings: Any) -> Task:
-    """Build a task: ``multiclass``, or a plugin's, with its settings."""
+    """Build a task, ``multiclass``, ``multilabel`` or a dotted path, with its settings."""
     if name == MULTI_CLASS.name:
         return MULTI_CLASS
-    from kdpl.runtime import plugins  # for tasks of plugins alone
-
-    kinds = plugins.load_all("tasks")
-    if name not in kinds:
-        names = ", ".join([MULTI_CLASS.name, *kinds])
-        raise ConfigError(
-            f"task {name!r} is not installed, which these labels are for: install its package, or "
-            f"use labels for {names}"
-        )
-    task: Task = kinds[name](**settings)
-    return task
+    named = {
+        MULTI_CLASS.name: "kdpl.tasks.MultiClass",
+        "multilabel": "kdpl.multilabel.task.MultiLabel",
+    }
+    return find_class(name, named, Task, "task")(**settings)
 
 
 def require_one_class(task: str, what: str) -> None:

@@ -31,7 +31,7 @@ from kdpl.data.batches import Batch, LabeledBatch
 from kdpl.data.needs import Needs
 from kdpl.errors import ConfigError
 from kdpl.losses import feature_l1
-from kdpl.module import ClassifyingModule, Prepare, evaluating, plugin_callbacks
+from kdpl.module import ClassifyingModule, Prepare, evaluating, further_callbacks
 from kdpl.optim import OptimConfig
 from kdpl.prompts import MethodFactory, PromptConfig, PromptMethod, prompt_method
 from kdpl.prompts.method import method_name
@@ -219,13 +219,13 @@ class TeacherPromptTuning(ClassifyingModule):
         return {"clip": f"{self.clip.fingerprint} {self.text_fingerprint}"}
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        """Return the callbacks: averaging if set, plugin callbacks, and the handover."""
+        """Return the callbacks: averaging if set, further ones, and the handover."""
         averaging = (
             [GaussianPromptAveraging(self.averaging.mean, self.averaging.std)]
             if self.averaging
             else []
         )
-        return [*averaging, Prepare(), SameRun(), *plugin_callbacks(self), FreezeClassVectors()]
+        return [*averaging, Prepare(), SameRun(), *further_callbacks(self), FreezeClassVectors()]
 
     def on_fit_start(self) -> None:
         """Precompute token ids and frozen text features, unless there are no steps to train."""

@@ -206,11 +206,11 @@ def classifier(student_run):
 def exported(built_once, classifier):
     """The file that export writes of that classifier in a format; no test changes it."""
     from kdpl.classifier.formats import onnx_files, openvino
-    from kdpl.classifier.formats.registry import formats
+    from kdpl.classifier.formats.registry import FORMATS
 
     @cache
     def file(kind):
-        name = f"classifier{formats()[kind].ending}"
+        name = f"classifier{FORMATS[kind].ending}"
 
         def build(folder):
             with pytest.MonkeyPatch.context() as patch:

@@ -87,7 +87,7 @@ def make(folder, out=None):
 def section(name, data=None, *added, **sections):
     """The text of one section of a report, whose template shows ``data`` and reads other sections.
 
-    ``added`` is the section itself, if a plugin brings it.
+    ``added`` is the section itself, if it is a further one.
     """
     others = {other: {"data": values, "gap": None} for other, values in sections.items()}
     html = fill(

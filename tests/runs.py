@@ -76,17 +76,6 @@ def test(out, *more):
 test.__test__ = False
 
 
-def install_entry_points(folder, name, version, groups):
-    """Make a folder that is on the path look like one into which a package was installed."""
-    about = folder / f"{name}-{version}.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
-    lines = []
-    for group, names in groups.items():
-        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in names.items())]
-    (about / "entry_points.txt").write_text("\n".join(lines))
-
-
 @contextmanager
 def interrupted_at(step):
     """Interrupt ``run`` or ``search`` as it begins the step of this number, counted from 1."""

@@ -70,7 +70,7 @@ def test_dense_matrices_refine_to_what_kdpl_does():
 @pytest.mark.slow
 def test_every_comparison_runs_and_is_written_down(tmp_path, monkeypatch, capsys):
     # each command starts a process
-    monkeypatch.setattr("benchmarks.commands.command_names", lambda: ["predict"])
+    monkeypatch.setattr("benchmarks.commands.COMMANDS", ["predict"])
     out = tmp_path / "bench.json"
     threads = torch.get_num_threads()
     names = ["distillation", "bf16", "many-classes", "texts", "cache"]

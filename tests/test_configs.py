@@ -16,9 +16,9 @@ from world import TAG
 
 from kdpl import StudentDistillation, TeacherPromptTuning
 from kdpl.benchmark.ablations import FeatureDistillation, OwnTextFeatures
-from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.cli.fit import parse_stage
 from kdpl.data.domain import build_data
+from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.runtime.configs import read_config
 
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*") if path.is_file())

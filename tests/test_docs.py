@@ -21,7 +21,7 @@ import kdpl.prompts
 from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.classifier.export import metadata
-from kdpl.cli import STAGES, command_names, find_command
+from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import parse_stage
 from kdpl.confidence.held_out import HeldOutScores
@@ -162,12 +162,14 @@ def test_every_command_that_a_text_shows_is_understood(
     tmp_path, monkeypatch, teacher_run, student_run
 ):
     monkeypatch.chdir(tmp_path)
-    for folder in ("configs", "benchmarks"):
+    for folder in ("configs", "benchmarks", "examples"):
         Path(folder).symlink_to(ROOT / folder)
+    # a page names classes of the example there
+    monkeypatch.syspath_prepend(ROOT / "examples" / "plugin")
     fits = []
     # the changelog also has commands of the past
     for text in (text for path, text in TEXTS.items() if path.name != "CHANGELOG.md"):
-        assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text)) <= set(command_names())
+        assert set(re.findall(rf"{COMMAND} ([a-z][\w-]*)", text)) <= set(COMMANDS)
         for words in commands_of(text):
             words = [word.removeprefix("/home/me/") for word in words if word != "…"]
             for config in filter(re.compile(r"runs/.*\.yaml").fullmatch, words):

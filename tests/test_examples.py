@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -137,54 +136,24 @@ def test_the_script_of_both_stages_ends_with_the_quickstarts_accuracies(tmp_path
     assert len(Classifier.load(tmp_path / "student" / "classifier").class_names) == 10
 
 
-@pytest.fixture
-def shapes(tmp_path, monkeypatch):
-    """The package in examples/plugin, as if it were installed."""
-    folder = shutil.copytree(PAGE.parent / "examples" / "plugin", tmp_path / "plugin")
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    runs.install_entry_points(folder, "shapes", "1", project["entry-points"])
+def test_a_project_names_its_own_classes_by_class_path(tmp_path, monkeypatch, capsys):
+    folder = PAGE.parent / "examples" / "plugin"
     monkeypatch.syspath_prepend(folder)
-    yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "shapes"]:
-        del sys.modules[name]
-
-
-@pytest.mark.usefixtures("shapes")
-def test_a_plugin_of_another_package_brings_one_thing_of_each_kind(tmp_path, capsys):
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    classifier = student / "classifier"
-    photo = tmp_path / "photo.png"
-    reader = ["--data.init_args.dataset=shapes", "--data.init_args.val_shots=null", *ONE_EPOCH]
-
-    # datasets, tasks, models, targets, callbacks
-    assert runs.fit_teacher(teacher, *reader) == 0
-    assert ClassVectors.load(teacher / CLASS_VECTORS_FILE).task == "smoothed"
-    options = [
-        "--model.init_args.clip={model: shape-student, pretrained: mine}",
-        "--model.init_args.target=sharpened",
-    ]
-    assert runs.fit_student(student, teacher, *reader, *options) == 0
+    shared = [f"--config={folder / 'shapes.yaml'}", *configs("trainer/cpu.yaml"), *ONE_EPOCH]
+    run = [*shared, *configs("teacher/quickstart.yaml"), f"--out={teacher}"]
+    assert main(["fit", *run]) == 0
+    assert ClassVectors.load(teacher / CLASS_VECTORS_FILE).task == "shapes.Smoothed"
+    given = [*configs("student/quickstart.yaml"), f"--config={folder / 'student.yaml'}"]
+    given += [f"--model.init_args.teacher={teacher}"]
+    assert main(["fit", *shared, *given, f"--out={student}"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^TeacherPromptTuning: \d+ steps$", out, re.MULTILINE)
     assert re.search(r"^StudentDistillation: \d+ steps$", out, re.MULTILINE)
-
-    # handover, companions, report
-    assert json.loads((classifier / "shapes.json").read_text())["images"] == 40
-    assert runs.test(student) == 0
-    assert runs.main(["report", str(student)]) == 0
-    page = (student / "report.html").read_text(encoding="utf-8")
-    assert "<p>The student saw 40 unlabelled drawings.</p>" in page
-
-    # predict, formats, commands
-    runs.noise(32, 32).save(photo)
-    capsys.readouterr()
-    arguments = [str(classifier), str(photo), "--sure=0.9999999"]
-    assert runs.main(["predict", *arguments]) == 0
-    assert "photo.png,," in capsys.readouterr().out
-    assert runs.main(["export", str(classifier), "--format=bare", f"--out={tmp_path}/c.pt2"]) == 0
-    assert "the same class for 32 of 32 images" in capsys.readouterr().out
-    assert runs.main(["classes", str(classifier), "--sep= | "]) == 0
-    assert capsys.readouterr().out == "circle | square\n"
+    classifier = Classifier.load(student / "classifier")
+    assert classifier.class_names == ("circle", "square")
+    assert type(classifier.task).__name__ == "Smoothed"
+    sys.modules.pop("shapes")
 
 
 def test_a_sweep_prunes_trials_and_its_best_one_has_a_classifier(tmp_path, teacher_run):

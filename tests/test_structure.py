@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import re
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
@@ -11,12 +10,17 @@ from pathlib import Path
 
 import pytest
 from test_project import PYPROJECT, name_of
-from test_removable import needing
 
 ROOT = Path(__file__).parents[1] / "kdpl"
 
-REMOVABLE = PYPROJECT["tool"]["kdpl"]["removable"]
-"""Folders that can be removed, each with the folders of these that it imports."""
+# folders above the layers, each with those of them that it imports; the layers name their parts by dotted paths
+ABOVE = {
+    "benchmark": (),
+    "report": (),
+    "confidence": ("report",),
+    "multilabel": ("report", "confidence"),
+    "serve": ("report",),
+}
 
 # from the bottom to the top, as in CONTRIBUTING.md; what is between two arrows may not import each other
 LAYERS = (
@@ -55,7 +59,7 @@ def part_of(module):
     return module.split(".")[1]
 
 
-def test_imports_go_down_never_in_a_circle_and_into_removable_folders_by_those_that_name_them():
+def test_imports_go_down_and_never_in_a_circle():
     # of each module, anywhere in it, but for kdpl itself, which loads its names when they are asked for
     imports = {
         module: {name for node in ast.walk(tree_of(module)) for name in imports_of(node)}
@@ -64,12 +68,10 @@ def test_imports_go_down_never_in_a_circle_and_into_removable_folders_by_those_t
     }
     within = {module: names & MODULES.keys() for module, names in imports.items()}
     TopologicalSorter(within).prepare()
-    assert {part_of(module) for module in within} == LAYER_OF.keys() | REMOVABLE.keys()
+    assert {part_of(module) for module in within} == LAYER_OF.keys() | ABOVE.keys()
     for module, names in within.items():
         part, parts = part_of(module), {part_of(name) for name in names}
-        # kdpl.confidence.report, say, is a section of the report, and loaded by it alone
-        allowed = {part, *REMOVABLE.get(part, []), *module.split(".")[2:3]}
-        assert parts & REMOVABLE.keys() <= allowed, module
+        assert parts & ABOVE.keys() <= {part, *ABOVE.get(part, ())}, module
         if part in LAYER_OF:
             layers = {LAYER_OF.get(other, -1) for other in parts - {part}}
             assert max(layers, default=-1) < LAYER_OF[part], module
@@ -115,13 +117,6 @@ def test_no_module_changes_what_it_imports_or_hooks_into_the_interpreter():
         names = {ast.unparse(part) for part in changes}
         assert all(name.startswith("os.environ[") for name in names), (module, names)
         assert HOOKS.isdisjoint(getattr(node, "attr", None) for node in nodes), module
-
-
-def test_the_page_on_removable_folders_lists_them_with_what_goes_with_each():
-    page = (ROOT.parent / "docs/template.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \|.*\| ((?:`\w+`,? ?)*)\|$", page, re.MULTILINE)
-    listed = {folder: {*re.findall(r"\w+", gone)} for folder, gone in rows[: len(REMOVABLE)]}
-    assert listed == {folder: {*needing(folder)} for folder in REMOVABLE}
 
 
 # its classes are those of an extra's; nothing imports it before its command is called

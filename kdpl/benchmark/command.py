@@ -104,10 +104,10 @@ def table(folder: str) -> int:
 
 def _problems(steps: "Sequence[CampaignStep]", root: str | None) -> list[str]:
     """Return why steps cannot start: data, weights or settings; record their commands if none."""
-    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
     from kdpl.benchmark.steps import one_of_each_kind
     from kdpl.cli.fit import parse_stage
     from kdpl.clip import ClipConfig, load_clip, load_image_clip
+    from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
     from kdpl.student import StudentDistillation
 
     problems: dict[str, None] = {}

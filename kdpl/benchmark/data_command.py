@@ -26,8 +26,8 @@ def data(
         root: The folder of all datasets.
         workers: Processes that decode; by default one for each processor core.
     """
-    from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet
     from kdpl.data.inspection import inspect
+    from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet
     from kdpl.errors import ConfigError
 
     if name not in BENCHMARKS:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from kdpl.benchmark.readers import BENCHMARKS, BenchmarkSet, read_imagenet, read_split_file
+from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet, read_imagenet, read_split_file
 from kdpl.data.shards.archives import is_below
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command

@@ -17,8 +17,8 @@ from itertools import product
 from pathlib import Path
 
 from kdpl.benchmark.campaign import DATA_CONFIGS, Campaign, Protocol, config_of, dataset_name
-from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.benchmark.steps import RESULT_FILE, CampaignRun, CampaignStep, shots_of
+from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, CONFIG_FILE, LAST
 

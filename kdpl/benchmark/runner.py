@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import ACC, test_key
-from kdpl.runtime import plugins, run_folder, slurm
+from kdpl.runtime import run_folder, slurm
 from kdpl.runtime.configs import config_files, read_config
 from kdpl.runtime.files import lines_of, read_json, write_text
 from kdpl.runtime.predictions import read_results
@@ -162,7 +162,7 @@ def _save_probe(
     """
     labelled = result.protocol in ("few_shot", "base_to_novel") and result.setting != "shots_0"
     labelled = labelled and test_key(ACC) in result.metrics
-    if not labelled or "compare" not in plugins.paths("commands"):
+    if not labelled:
         return
     # the labels that a student may see are its teacher's
     clip, teacher = (config["model"]["init_args"].get(name) for name in ("clip", "teacher"))

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,9 +13,11 @@ from kdpl.class_vectors import ClassVectors
 from kdpl.classifier import Classifier, Decoding
 from kdpl.data.domain import domain_of
 from kdpl.prompts.tuned import TunedPrompts
-from kdpl.runtime import plugins
 from kdpl.runtime.messages import inform, warn
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
+
+_MAKE_COMPANIONS = "kdpl.confidence.companions:make_companions"
+"""Called by its path: it imports this file's users."""
 
 
 class Handover(Callback):
@@ -128,11 +131,10 @@ class SaveClassifier(Handover):
             )
 
     def write(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-        """Make the companions of plugins on all processes, write on one."""
+        """Make its companions on all processes, write on one."""
         classifier = cast(Distilled, pl_module).classifier(domain_of(trainer).decoding)
         classifier = classifier.to(pl_module.device)
-        makers = plugins.load_all("handover").values()
-        companions = [companion for make in makers for companion in make(trainer, classifier)]
+        companions = resolve_name(_MAKE_COMPANIONS)(trainer, classifier)
         if not trainer.is_global_zero:
             return
         classifier.save(folder / CLASSIFIER_FOLDER, companions, folder)

@@ -32,7 +32,7 @@ class SaveTestResults(Callback):
     """Writes each test image's prediction, and the accuracies, into the run's folder.
 
     The accuracies mark a finished test, so they are written last, after all other callbacks have
-    used the predictions. The plugin of several labels per image writes its predictions itself.
+    used the predictions. A callback for several labels per image writes its own.
 
     Args:
         logged_images: Number of images that loggers show next to the confusion matrix.

@@ -1,16 +1,21 @@
-"""Files of plugins in a classifier's folder, such as thresholds and further scores."""
+"""Files beside a classifier, such as thresholds and further scores."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import ClassVar, Self
 
 from torch import Tensor
 
-from kdpl.runtime import plugins
+_KINDS = {
+    "held_out": "kdpl.confidence.held_out:HeldOutScores",
+    "unknown": "kdpl.confidence.unknown:Unknown",
+}
+"""Companions by name, as dotted paths: their files import this one."""
 
 
 class Companion(ABC):
-    """An object that is saved and read with a classifier. A plugin registers its class.
+    """An object that is saved and read with a classifier.
 
     Attributes:
         file: Name of its file in the classifier's folder, with the ending ``.json`` or
@@ -49,8 +54,8 @@ class Companion(ABC):
 
 
 def companion_kinds() -> dict[str, type[Companion]]:
-    """Return the companion classes of all plugins by name."""
-    return plugins.load_all("companions")
+    """Return the companion classes by name."""
+    return {name: resolve_name(path) for name, path in _KINDS.items()}
 
 
 def read_companions(folder: Path, classifier: str, width: int) -> dict[str, Companion]:

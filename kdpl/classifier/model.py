@@ -107,13 +107,13 @@ class Classifier(nn.Module):
     @cached_property
     @torch.inference_mode(False)
     def companions(self) -> "dict[str, Companion]":
-        """The objects of plugins that are saved with it, by name; read on first use.
+        """The objects that are saved with it, by name; read on first use.
 
         An ArtifactError if a file is damaged, or of another classifier.
         """
         if not self._digest or self.folder is None:
             return {}
-        from kdpl.classifier.companion import read_companions  # imports plugins
+        from kdpl.classifier.companion import read_companions
 
         companions = read_companions(self.folder, self._digest, self.vectors.vectors.shape[1])
         for companion in companions.values():

@@ -1,80 +1,79 @@
-"""The commands of ``python -m kdpl``, imported when called, and what they share.
+"""The commands of ``python -m kdpl``, imported when called.
 
-A command returns its exit code, and raises a ``KdplError`` for what the user can fix. Plugins add
-further commands.
+A command returns its exit code, and raises a ``KdplError`` for what the user can fix.
 """
 
 from collections.abc import Callable
-from itertools import chain
 from pkgutil import resolve_name
-
-from kdpl.runtime import plugins
 
 STAGES = ("fit", "validate", "test")
 """Commands of LightningCLI that parse their arguments themselves."""
 
 COMMANDS = {
-    "run": "from a folder of images to a classifier: choose, tune the teacher, distil the student, "
-    "test",
-    "fit": "one stage: train what --config says into the folder --out",
-    "validate": "accuracies of a run on the validation split",
-    "test": "accuracies and predictions of a run on the test split",
-    "predict": "classify images with a finished classifier",
-    "export": "write a finished classifier as a file that runs without kdpl, and check it",
-    "init": "survey your images and write a config for them",
-    "search": "choose what of a student is trained, by short fits that are compared without labels",
-    "cache": "compute the teacher's features of views of unlabelled images, for a student's fit to "
-    "read",
-    "class-vectors": "encode class names, for classes to add; nothing is trained",
-    "models": "list the CLIPs that can be teacher or student: prompts, size, licence",
+    "run": "kdpl.cli.run:run",
+    "predict": "kdpl.cli.predict:predict",
+    "estimate": "kdpl.report.command:estimate",
+    "init": "kdpl.cli.init:init",
+    **dict.fromkeys(STAGES, "kdpl.cli.fit:run_command"),
+    "search": "kdpl.cli.search:search",
+    "cache": "kdpl.cli.cache:cache",
+    "export": "kdpl.cli.export:export",
+    "class-vectors": "kdpl.cli.class_vectors:class_vectors",
+    "serve": "kdpl.serve.command:serve",
+    "report": "kdpl.report.command:report",
+    "compare": "kdpl.report.command:compare",
+    "calibrate": "kdpl.confidence.command:calibrate",
+    "models": "kdpl.cli.models:models",
+    "data": "kdpl.benchmark.data_command:data",
+    "suggest": "kdpl.report.command:suggest",
+    "benchmark": "kdpl.benchmark.command:benchmark",
+    "table": "kdpl.benchmark.command:table",
 }
-"""Line of each core command in the usage text; its file here has a function of its name."""
+"""Functions of the commands, as dotted paths."""
 
-
-_GROUPS = {
-    "first": ("run", "predict", "estimate"),
-    "train": ("init", "fit", "validate", "test", "search", "cache"),
-    "use": ("export", "class-vectors", "serve"),
-    "understand": ("report", "compare", "calibrate", "models"),
-    "data": ("data", "suggest"),
-    "benchmark": ("benchmark", "table"),
-}
-"""Commands in the order of the usage text, where they are installed; others are listed last."""
-
-
-def command_names() -> list[str]:
-    """Return the names of all commands, core commands first."""
-    return [*COMMANDS, *plugins.paths("commands")]
-
-
-def find_command(name: str) -> Callable[..., int]:
-    """Import a command; KeyError if the name is unknown."""
-    module = name.replace("-", "_")
-    of_core = "fit:run_command" if name in STAGES else f"{module}:{module}"
-    path = f"kdpl.cli.{of_core}" if name in COMMANDS else plugins.paths("commands")[name]
-    function: Callable[..., int] = resolve_name(path)
-    return function
-
-
-def usage() -> str:
-    """Return the usage text; the line of a plugin's command is the first of its docstring."""
-    lines = dict(COMMANDS)
-    for name, function in plugins.load_all("commands").items():
-        line = (function.__doc__ or "").partition("\n")[0].rstrip(".")
-        lines[name] = line[:1].lower() + line[1:]
-    listed = [*chain(*_GROUPS.values())]
-    groups = {**_GROUPS, "further": [name for name in lines if name not in listed]}
-    blocks = []
-    for title, names in groups.items():
-        rows = [f"  {name:<15}{lines[name]}\n" for name in names if name in lines]
-        if rows:
-            blocks.append(f"{title}:\n{''.join(rows)}")
-    return f"""\
+USAGE = """\
 usage: python -m kdpl COMMAND …
 
-{chr(10).join(blocks)}
+first:
+  run            from a folder of images to a classifier: choose, tune, distil, test
+  predict        classify images with a finished classifier
+  estimate       estimate what run PATH will be worth, before anything is trained
+
+train:
+  init           survey your images and write a config for them
+  fit            one stage: train what --config says into the folder --out
+  validate       accuracies of a run on the validation split
+  test           accuracies and predictions of a run on the test split
+  search         choose what of a student is trained, by short fits compared without labels
+  cache          compute the teacher's features of views, for a student's fit to read
+
+use:
+  export         write a classifier as a file that runs without kdpl, and check it
+  class-vectors  encode class names, for classes to add
+  serve          classify the images that other programs send over HTTP
+
+understand:
+  report         write report.html: what was trained and how well, in one file
+  compare        compare the test accuracies of runs with the first run
+  calibrate      score labelled images that a classifier was not trained on
+  models         list the CLIPs that can be teacher or student: prompts, size, licence
+
+data:
+  data           download a benchmark dataset, or count its classes and decode every image
+  suggest        choose the images to label next, and labels that look wrong
+
+benchmark:
+  benchmark      do the missing runs of a campaign over datasets, seeds and variants
+  table          print the tables of a campaign, next to published figures
+
   --version      the version
   --debug        with any command: show the traceback of an error
 
 python -m kdpl COMMAND --help tells more.
 """
+
+
+def find_command(name: str) -> Callable[..., int]:
+    """Import a command; KeyError if the name is unknown."""
+    function: Callable[..., int] = resolve_name(COMMANDS[name])
+    return function

@@ -8,12 +8,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
 
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 from kdpl.runtime.advice import did_you_mean
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ _SETTINGS = "settings"
 """Parameter that takes the options that are not the command's own, to be handed on."""
 
 _RULE = "rule"
-"""Parameter that takes the ``Rule`` that a plugin makes of its options."""
+"""Parameter that takes the ``Rule`` that ``_MAKERS`` make of their options."""
+
+_MAKERS = ("kdpl.confidence.command:options", "kdpl.multilabel.command:options")
+"""Functions whose keyword arguments are options that decide what is predicted."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
         command: A typed function with a Google docstring. Positional parameters become positional
             arguments, where a list takes any number; keyword-only ones become options, where a list
             may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
-            are not the command's own, with what follows them; ``rule`` takes those of plugins that
-            decide what is predicted.
+            are not the command's own, with what follows them; ``rule`` takes those that decide
+            what is predicted.
         argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
@@ -127,8 +130,8 @@ def build_parser(command: Command, prog: str) -> Parser:
     )
     _add_arguments(parser, command)
     if _RULE in inspect.signature(command).parameters:
-        for make in plugins.load_all("predict").values():
-            _add_arguments(parser, make)
+        for path in _MAKERS:
+            _add_arguments(parser, resolve_name(path))
     return parser
 
 
@@ -174,9 +177,9 @@ def _option(name: str) -> str:
 
 
 def _made_of_options(options: dict[str, Any]) -> list[tuple[Any, str]]:
-    """Take plugins' options out; return what each makes of those that are given, and their text."""
+    """Take these options out; return what is made of those that are given, and their text."""
     results = []
-    for function in plugins.load_all("predict").values():
+    for function in map(resolve_name, _MAKERS):
         parameters = inspect.signature(function).parameters
         values = {name: options.pop(name) for name in parameters}
         texts = [

@@ -6,13 +6,17 @@ from copy import copy
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
-from kdpl.cli import COMMANDS
 from kdpl.errors import ConfigError, reason
 from kdpl.runtime.configs import config_files, read_config, with_config_files
 
 if TYPE_CHECKING:
     from kdpl.cli.stage_cli import Command, KdplCLI
 
+_ABOUT = {
+    "fit": "one stage: train what --config says into the folder --out",
+    "validate": "accuracies of a run on the validation split",
+    "test": "accuracies and predictions of a run on the test split",
+}
 _HELP = """\
 usage: python -m kdpl {command} --config FILE … --out FOLDER [SETTINGS]
 
@@ -41,7 +45,7 @@ def run_command(args: Sequence[str]) -> int:
     """Run ``fit``, ``validate`` or ``test`` with arguments of the command line; returns 0."""
     command: Any = args[0]
     if {"-h", "--help"} & {*args}:
-        print(_HELP.format(command=command, about=COMMANDS[command]), end="")
+        print(_HELP.format(command=command, about=_ABOUT[command]), end="")
         return 0
     if len(args) == 1:
         raise ConfigError(

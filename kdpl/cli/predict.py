@@ -46,7 +46,7 @@ def predict(
         batch_size: images per batch
         device: auto is a GPU if there is one
         workers: threads that decode, one for each processor core if not given
-        rule: options that plugins add, such as rejection
+        rule: options that decide what is predicted, such as rejection
         precision: bf16-mixed and 16-mixed run the image tower in half precision, faster on most
             GPUs
     """

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt
 
+from kdpl.cli import find_command
 from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, KdplError, visible
-from kdpl.runtime import plugins, slurm
+from kdpl.runtime import slurm
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.faults import mark
@@ -148,9 +148,8 @@ def _carry_out(
         # report and summarize
         if first:
             # unless it is written already
-            report = plugins.paths("commands").get("report")
-            if report is not None and (unfinished or not (folder / REPORT_FILE).is_file()):
-                resolve_name(report)(str(folder), trust=True)
+            if unfinished or not (folder / REPORT_FILE).is_file():
+                find_command("report")(str(folder), trust=True)
             summarize(console, folder, nothing_done=not unfinished)
 
 

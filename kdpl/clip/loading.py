@@ -1,6 +1,6 @@
 """Finding a CLIP, loading its weights, and splitting it into frozen towers.
 
-Models come from open_clip's list, or from the registry and the sources that plugins add.
+Models come from open_clip's list, or from the registry and other sources.
 """
 
 import difflib
@@ -37,7 +37,6 @@ from kdpl.clip.towers.text import PromptableTextTower, TextTower
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime import plugins
 from kdpl.runtime.resizing import ResizeMode
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
@@ -99,13 +98,8 @@ class Source:
     build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower] | None = None
 
 
-_SOURCES: dict[str, Source] = {}
-
-
-def register_source(scheme: str, source: Source) -> None:
-    """Register models for configs by addresses that begin with ``SCHEME:``."""
-    _SOURCES[scheme] = source
-
+_SOURCES = {"timm": "kdpl.clip.timm_networks:SOURCE"}
+"""Sources by scheme, as dotted paths: their files import this one."""
 
 _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {
     name: (config, {TAG: partial(packaged_weights, name)}) for name, config in CONFIGS.items()
@@ -119,21 +113,10 @@ def register_model(
     _REGISTRY[name] = config, weights
 
 
-_BUILT_IN = {
-    "timm": "kdpl.clip.timm_networks:SOURCE",
-}
-"""Sources by scheme, as dotted paths: their files import this one."""
-
-
-def _load_registrations() -> None:
-    _SOURCES.update({scheme: resolve_name(path) for scheme, path in _BUILT_IN.items()})
-    for register in plugins.load_all("models").values():
-        register()
-
-
 def _source(model: str) -> Source | None:
-    _load_registrations()
-    return _SOURCES.get(model.partition(":")[0])
+    path = _SOURCES.get(model.partition(":")[0])
+    source: Source | None = None if path is None else resolve_name(path)
+    return source
 
 
 def has_text_tower(model: str) -> bool:
@@ -144,7 +127,6 @@ def has_text_tower(model: str) -> bool:
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
     """Return the model config and pretrained tags of each CLIP with weights, by name."""
-    _load_registrations()
     tags_of = open_clip.list_pretrained_tags_by_model
     models = {
         name: (open_clip.get_model_config(name), tags)
@@ -189,9 +171,8 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build an image tower from an open_clip model config, with weights still to be loaded."""
-    _load_registrations()
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
-        if (build := _SOURCES[scheme].build_image_tower) is not None:
+        if (build := resolve_name(_SOURCES[scheme]).build_image_tower) is not None:
             return build(model_config, preprocessing)
     return build_tower(model_config, preprocessing)
 

@@ -68,7 +68,7 @@ def options(
     unknown: bool = False,
     reject_unknown: str | None = None,
 ) -> MakeRule:
-    """Read the options; named in the plugin's ``predict``.
+    """Read the options of ``rule``.
 
     Args:
         max_error: wanted error among accepted images, such as 0.02; the class of rejected images is

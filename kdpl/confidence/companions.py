@@ -25,7 +25,7 @@ _LEAST_IMAGES, _IMAGES_PER_CLASS, _MOST_IMAGES = 2000, 10, 10_000
 
 
 def make_companions(trainer: Trainer, classifier: Classifier) -> list[Companion]:
-    """Make the companions of a classifier; named in the plugin's ``handover``."""
+    """Make the companions of a classifier."""
 
     def classify(images: Tensor) -> tuple[Tensor, Tensor]:
         features = classifier.encoder(images)

@@ -70,7 +70,7 @@ class DomainDataModule(LightningDataModule):
 
     Args:
         dataset: ``digits``, ``folder``, ``table``, a dataset of the benchmark
-            (``kdpl/benchmark/readers.py``), or your reader with its ``class_path`` and
+            (``kdpl/data/readers/benchmark.py``), or your reader with its ``class_path`` and
             ``init_args``.
         root: Folder of the dataset, the table's file, or the folder of all datasets of the
             benchmark.

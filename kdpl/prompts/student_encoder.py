@@ -151,7 +151,7 @@ def read_encoder(
 def _build_tower(config: dict[str, Any], preprocessing: Preprocessing) -> ImageTower:
     if config["vision_cfg"].keys() <= OPEN_CLIP_SETTINGS:
         return build_tower(config, preprocessing)
-    # a network of another library, perhaps a plugin's
+    # a network of another library
     from kdpl.clip.loading import build_image_tower
 
     return build_image_tower(config, preprocessing)

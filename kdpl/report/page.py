@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,6 @@ from kdpl.report.accuracy import accuracies, classes, confusions, find_examples
 from kdpl.report.cost import costs
 from kdpl.report.run_folder import Run, attempt
 from kdpl.report.training import learning_curves, training
-from kdpl.runtime import plugins
 from kdpl.runtime.class_names import shorten
 from kdpl.runtime.messages import inform
 from kdpl.tasks import MULTI_CLASS
@@ -37,9 +37,17 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
 _ONE_CLASS = ("accuracy", "classes", "confusions", "disagreement")
 """Sections for runs with one class per image."""
 
+_FURTHER = {
+    "calibration": "kdpl.confidence.report:CALIBRATION",
+    "refined": "kdpl.report.refined:SECTION",
+    "rejection": "kdpl.confidence.report:REJECTION",
+    "several": "kdpl.multilabel.report:SECTION",
+}
+"""Further sections by name, as dotted paths: their files import this one."""
+
 
 class Section(NamedTuple):
-    """A section that a plugin adds to the report.
+    """A further section of the report.
 
     Attributes:
         title: Its heading.
@@ -61,7 +69,7 @@ class Section(NamedTuple):
 
 def render(run: Run) -> str:
     """Return a run's report as HTML."""
-    added: dict[str, Section] = plugins.load_all("report")
+    added: dict[str, Section] = {name: resolve_name(path) for name, path in _FURTHER.items()}
     # the sections of this task
     tasks = dict.fromkeys(_SECTIONS, run.task) | dict.fromkeys(_ONE_CLASS, MULTI_CLASS.name)
     tasks |= {name: section.task for name, section in added.items()}
@@ -82,7 +90,7 @@ def render(run: Run) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """Render a page's template."""
-    # a plugin's template lies in its package
+    # the template of a further section lies beside its code
     folders = [section.template.parent for section in values.get("added", {}).values()]
     environment = Environment(
         loader=FileSystemLoader([_TEMPLATES, *folders]),

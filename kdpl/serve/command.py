@@ -35,7 +35,7 @@ def serve(
     Args:
         classifier: classifier folder of a student's run
         top_k: classes for each image
-        rule: options that plugins add, such as rejection
+        rule: options that decide what is predicted, such as rejection
         device: auto is a GPU if there is one
         workers: processes on each device that classify; each loads the classifier
         host: address to listen on; 0.0.0.0, or :: for IPv6, opens the service to the network

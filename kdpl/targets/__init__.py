@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from kdpl.runtime import plugins
 from kdpl.runtime.configs import find_class
 from kdpl.runtime.origin import Origin
 
@@ -108,8 +107,7 @@ class PreparedTarget(Target, ABC, Generic[GatheredT]):
 def build_target(target: Target | str) -> Target:
     """Build a target by its name or dotted path, or return it unchanged; ConfigError if unknown.
 
-    The names are ``teacher``, the published target, ``refined``, ``labeled``, and those that
-    plugins add.
+    The names are ``teacher``, the published target, ``refined``, ``labeled`` and ``local_views``.
     """
     return target if isinstance(target, Target) else target_class(target)()
 
@@ -120,6 +118,6 @@ def target_class(name: str) -> type[Target]:
         "teacher": "kdpl.targets.Target",
         "refined": "kdpl.targets.refinement.target.Refined",
         "labeled": "kdpl.targets.labeled.Labeled",
-        **{name: path.replace(":", ".") for name, path in plugins.paths("targets").items()},
+        "local_views": "kdpl.multilabel.local_views.LocalViews",
     }
     return find_class(name, named, Target, "target")

@@ -12,9 +12,9 @@ from runs import curves_of
 
 from kdpl.benchmark.campaign import read_campaign
 from kdpl.benchmark.protocols import plan
-from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.benchmark.steps import one_of_each_kind
 from kdpl.cli.fit import parse_stage
+from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.runtime.configs import config_files
 
 FILES = sorted(

@@ -5,7 +5,7 @@ from benchmark_tree import make_tree
 from runs import refused
 
 from kdpl.__main__ import main
-from kdpl.benchmark.readers import BENCHMARKS
+from kdpl.data.readers.benchmark import BENCHMARKS
 
 
 @pytest.fixture(autouse=True)

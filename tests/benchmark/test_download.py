@@ -8,7 +8,7 @@ from runs import error_line
 import kdpl.benchmark.download
 from kdpl.__main__ import main
 from kdpl.benchmark.download import REPOSITORY
-from kdpl.benchmark.readers import BENCHMARKS
+from kdpl.data.readers.benchmark import BENCHMARKS
 
 DTD_SPLIT = "split_zhou_DescribableTextures.json"
 

@@ -122,7 +122,7 @@ def parts_of(classifier):
 
 
 class Scores(Companion):
-    """A score of each image, as a plugin may keep it beside a classifier."""
+    """A score of each image, as a companion may keep it beside a classifier."""
 
     def __init__(self, value):
         self.value = value

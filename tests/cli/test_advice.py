@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 import kdpl
-from kdpl.cli import STAGES, command_names, find_command
+from kdpl.cli import COMMANDS, STAGES, find_command
 from kdpl.cli.arguments import parse
 from kdpl.cli.fit import parse_stage
 from kdpl.cli.run_defaults import Options
@@ -101,7 +101,7 @@ def too_few_held_out_images(capsys):
 
 
 def missing_data(capsys):
-    readers = pytest.importorskip("kdpl.benchmark.readers")
+    readers = pytest.importorskip("kdpl.data.readers.benchmark")
     download = pytest.importorskip("kdpl.benchmark.download")
     download.download("imagenet", Path("my data"))
     dataset = readers.BenchmarkSet("eurosat", "my data")
@@ -161,7 +161,7 @@ def test_each_command_and_config_that_the_source_advises_exists():
                 commands.update(re.findall(r"python -m kdpl ([a-z][a-z-]+)", node.value))
                 configs.update(re.findall(r"--(teacher|student) ([a-z][a-z0-9_]+)", node.value))
     assert {"predict", "run"} & commands
-    assert commands <= set(command_names())
+    assert commands <= set(COMMANDS)
     assert ("teacher", "quickstart") in configs
     for kind, name in configs:
         assert Path(find_config(name, kind)).is_file()

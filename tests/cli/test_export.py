@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from kdpl.__main__ import main
 from kdpl.class_vectors import NameEncoder
 from kdpl.classifier.export import Difference
-from kdpl.classifier.formats.registry import formats
+from kdpl.classifier.formats.registry import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_a_file_that_differs_too_much_is_not_kept(
 ):
     # a difference that is made up needs no file with content
     blank = {"write": lambda *args: args[2].touch(), "load": lambda _: None, "extras": {}}
-    fake = {kind: formats()[kind]._replace(**blank)}
-    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
+    fake = {kind: FORMATS[kind]._replace(**blank)}
+    monkeypatch.setattr("kdpl.classifier.formats.registry.FORMATS", fake)
     compared = Difference(**{"images": 60, "same": 60, "largest": 0.0, **difference})
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: compared)
     out = tmp_path / "c.onnx"
@@ -88,8 +88,8 @@ def test_added_classes_are_written_and_damaged_images_left_out(
         written.append(exported)
         path.touch()
 
-    fake = {"onnx": formats()["onnx"]._replace(write=write, load=lambda _: None, extras={})}
-    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: fake)
+    fake = {"onnx": FORMATS["onnx"]._replace(write=write, load=lambda _: None, extras={})}
+    monkeypatch.setattr("kdpl.classifier.formats.registry.FORMATS", fake)
     same = Difference(images=60, same=60, largest=0.0)
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: same)
     NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)

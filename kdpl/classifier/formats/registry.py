@@ -7,27 +7,21 @@ from kdpl.classifier.formats.onnx import ONNX, Format
 from kdpl.classifier.formats.onnx_files import ONNX_FP16, ONNX_INT8
 from kdpl.classifier.formats.openvino import OPENVINO
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 
-
-def formats() -> dict[str, Format]:
-    """Return all formats by name: built-in formats, and formats of plugins."""
-    return {
-        "onnx": ONNX,
-        "onnx-fp16": ONNX_FP16,
-        "onnx-int8": ONNX_INT8,
-        "openvino": OPENVINO,
-        **plugins.load_all("formats"),
-    }
+FORMATS = {
+    "onnx": ONNX,
+    "onnx-fp16": ONNX_FP16,
+    "onnx-int8": ONNX_INT8,
+    "openvino": OPENVINO,
+}
 
 
 def require_format(name: str, out: Path, has_calibration: bool) -> Format:
     """Return a format; a ConfigError for another ending, or without images or packages it needs."""
     # the format
-    by_name = formats()
-    if name not in by_name:
-        raise ConfigError(f"--format {name} is unknown: give one of {', '.join(by_name)}")
-    chosen = by_name[name]
+    if name not in FORMATS:
+        raise ConfigError(f"--format {name} is unknown: give one of {', '.join(FORMATS)}")
+    chosen = FORMATS[name]
 
     # the ending
     if chosen.ending and out.suffix != chosen.ending:

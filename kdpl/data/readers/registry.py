@@ -4,25 +4,21 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
+from kdpl.data.readers import benchmark
 from kdpl.data.readers.digits import Digits
 from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
-from kdpl.runtime import plugins
 from kdpl.runtime.renamed import SETTINGS
 
-READERS: dict[str, Callable[..., Reader]] = {"digits": Digits, "folder": Folder, "table": Table}
-"""Built-in readers; plugins add others."""
-
-
-def readers() -> dict[str, Callable[..., Reader]]:
-    """Return all readers by their names."""
-    return {
-        name: reader
-        for named in (READERS, *plugins.load_all("datasets").values())
-        for name, reader in named.items()
-    }
+READERS: dict[str, Callable[..., Reader]] = {
+    "digits": Digits,
+    "folder": Folder,
+    "table": Table,
+    **benchmark.READERS,
+}
+"""Readers by name."""
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
@@ -36,16 +32,15 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
                 f"remove {SETTINGS.get(name, name)}"
             )
         return dataset
-    by_name = readers()
-    if dataset not in by_name:
-        names = ", ".join(sorted(by_name))
+    if dataset not in READERS:
+        names = ", ".join(sorted(READERS))
         raise ConfigError(
             f"dataset {dataset!r} is unknown: choose one of {names}, or give a Reader's class path"
         )
-    parameters = signature(by_name[dataset]).parameters
+    parameters = signature(READERS[dataset]).parameters
     for name in settings.keys() - parameters:
         setting = f"{SETTINGS.get(name, name)}: {settings[name]}"
         raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {setting}")
     if "root" in parameters and "root" not in settings:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
-    return by_name[dataset](**settings)
+    return READERS[dataset](**settings)

@@ -24,7 +24,7 @@ from kdpl.classifier.formats import openvino as openvino_files
 from kdpl.classifier.formats.onnx import load_onnx
 from kdpl.classifier.formats.onnx_files import _rare_and_frequent, write_int8_onnx
 from kdpl.classifier.formats.onnx_preprocessing import preprocess_inside
-from kdpl.classifier.formats.registry import formats
+from kdpl.classifier.formats.registry import FORMATS
 from kdpl.clip.loading import ClipConfig, load_image_clip
 from kdpl.data.augmentation import resize_and_crop
 from kdpl.prompts.student_encoder import StudentEncoder
@@ -37,8 +37,6 @@ KINDS = {
     "timm:test_resnet": (0, 24),
 }
 """Depth of the prompts and width of the projector by model."""
-
-FORMATS = formats()
 
 
 def make_classifier(name):
@@ -251,7 +249,7 @@ def test_a_file_with_preprocessing_inside_is_predict_and_its_golden_file_says_so
 ):
     given, plain, path = Classifier.load(classifier), exported("onnx"), tmp_path / "c.onnx"
     fake = FORMATS["onnx"]._replace(write=lambda *args: shutil.copy(plain, args[2]))
-    monkeypatch.setattr("kdpl.classifier.formats.registry.formats", lambda: {"onnx": fake})
+    monkeypatch.setattr("kdpl.classifier.formats.registry.FORMATS", {"onnx": fake})
     options = ["--format=onnx", f"--out={path}"]
     assert main(["export", str(classifier), *options, "--preprocess=inside"]) == 0
     about = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map

@@ -213,7 +213,9 @@ def _names_by_wnid(dataset: BenchmarkSet) -> dict[str, str]:
     if dataset.index.exists():
         text = dataset.read_text(dataset.index)
     else:  # the names that open_clip uses
-        text = files("kdpl.benchmark").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+        text = (
+            files("kdpl.data.readers").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+        )
     # an id without a name is an error
     return dict(line.split(maxsplit=1) for line in lines_of(text))
 

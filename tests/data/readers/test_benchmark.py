@@ -8,8 +8,8 @@ from PIL import Image
 from zoo import tag
 
 from kdpl import DomainDataModule
-from kdpl.benchmark.readers import BENCHMARKS
 from kdpl.data.decoding import Decoding
+from kdpl.data.readers.benchmark import BENCHMARKS
 from kdpl.data.readers.registry import build_reader
 from kdpl.errors import DataError
 from kdpl.runtime.resizing import Resizing
@@ -87,7 +87,7 @@ def test_imagenetv2_labels_are_the_numbers_of_folders_among_all_names(tmp_path):
 
 def test_wordnet_ids_are_those_of_imagenet_in_the_order_of_its_labels():
     info = pytest.importorskip("timm.data").ImageNetInfo("imagenet-1k")
-    file = files("kdpl.benchmark").joinpath("imagenet_classes.txt")
+    file = files("kdpl.data.readers").joinpath("imagenet_classes.txt")
     lines = file.read_text(encoding="utf-8").splitlines()
     wnids = [line.split()[0] for line in lines]
     assert wnids == [info.index_to_label_name(label) for label in range(1000)] == sorted(wnids)
