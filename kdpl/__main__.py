@@ -4,16 +4,19 @@ import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 
 from kdpl import __version__
 from kdpl.cli import COMMANDS, STAGES, USAGE, find_command
-from kdpl.runtime import faults, slurm
+from kdpl.runtime import faults
 from kdpl.runtime.advice import did_you_mean
 
 # exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
+_STARTER = "KDPL_STARTER"  # variable of the environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,20 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # signals, only if this process is the command
     if argv is None:
-        faults.handle_signals()
-        if slurm.in_job():
-            slurm.listen()
-        # a further process would look for a first one that was killed for minutes
-        faults.end_together(_is_first())
+        signal.signal(signal.SIGTERM, _terminate)
+        if "SLURM_JOB_ID" in os.environ:
+            # stays pending until Preemption looks, and ends no child, which inherit this
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        _end_with_first()
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     # run the command, and turn errors into messages and exit codes
     try:
         return _run(args)
-    except slurm.Requeued as requeued:
-        print(requeued, file=sys.stderr)
-        return slurm.REQUEUED
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout.fileno()):
             # such as in a pipe to head; Python would report it again at exit
@@ -59,6 +59,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             # this process is about to end, but a job manager may send the signal again
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _terminate(*_: object) -> None:
+    raise faults.Terminated
+
+
+def _end_with_first() -> None:
+    """Let processes that the first one of a training started end within a second of it.
+
+    They would otherwise look for a first one that was killed for minutes.
+    """
+    if _is_first():
+        os.environ[_STARTER] = str(os.getpid())
+        return
+
+    def watch(starter: int) -> None:
+        while os.getppid() == starter:
+            time.sleep(1)
+        os._exit(1)
+
+    # torchrun, Slurm or a person may have started it instead
+    if _STARTER in os.environ:
+        threading.Thread(target=watch, args=[int(os.environ[_STARTER])], daemon=True).start()
 
 
 def _is_first() -> bool:

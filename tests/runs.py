@@ -16,7 +16,7 @@ from PIL import Image
 import kdpl.cli.fit
 from kdpl import DomainDataModule
 from kdpl.__main__ import main
-from kdpl.callbacks.preemption import InterruptionHandler
+from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.classifier.sources import Item
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import METRICS_FILE
@@ -143,7 +143,7 @@ def refused(capsys, code, *words):
 @contextmanager
 def at_step(step, act):
     """Call ``act`` at the end of that training step, before anything is saved."""
-    original = InterruptionHandler.on_train_batch_end
+    original = FiniteLoss.on_train_batch_end
 
     def end(self, trainer, *args):
         if trainer.global_step == step:
@@ -151,7 +151,7 @@ def at_step(step, act):
         return original(self, trainer, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterruptionHandler, "on_train_batch_end", end)
+        patch.setattr(FiniteLoss, "on_train_batch_end", end)
         yield
 
 

@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 
 from kdpl.benchmark.steps import RESULT_FILE, CampaignStep, Result
 from kdpl.metrics import ACC, test_key
-from kdpl.runtime import run_folder, slurm
+from kdpl.runtime import run_folder
 from kdpl.runtime.configs import config_files, read_config
+from kdpl.runtime.faults import REQUEUED
 from kdpl.runtime.files import lines_of, read_json, write_text
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import LOCK_FILE, PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
@@ -41,9 +42,9 @@ def in_subprocess(args: Sequence[str], log: Path) -> int:
             while child.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(_WAIT_SECONDS)
-                if slurm.signalled():
-                    # Slurm notifies this process alone, and the child inherits the blocked signal
-                    child.send_signal(slurm.SIGNAL)
+                if signal.SIGUSR1 in signal.sigpending():
+                    # Slurm's notice, to this process alone; the child requeues the job
+                    child.send_signal(signal.SIGUSR1)
             return child.returncode
         except BaseException:
             child.terminate()
@@ -71,8 +72,6 @@ def run_steps(
     tests = [step for step in steps if step.kind == "test"]
     waits = False
     while missing := [step for step in steps if not step.done() and step.title not in failures]:
-        if slurm.signalled():
-            raise slurm.requeue(str(out))
         waiting = {step.title for step in missing}
         busy = 0
         for step in missing:
@@ -127,8 +126,8 @@ def _run(step: CampaignStep, command: Command) -> str | None:
     code = command(step.command(), step.log)
     if code in _INTERRUPTED:
         raise KeyboardInterrupt
-    if code == slurm.REQUEUED:
-        raise slurm.Requeued(f"{step.title} is resumed when the job is started again")
+    if code == REQUEUED:
+        raise SystemExit(code)
     if code < 0:
         return f"it was killed by signal {-code}: start the same command again to resume it"
     if code > 0:

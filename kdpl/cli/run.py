@@ -13,7 +13,6 @@ from jsonargparse.typing import NonNegativeInt
 from kdpl.cli import find_command
 from kdpl.data.options import ClassOptions
 from kdpl.errors import ConfigError, KdplError, visible
-from kdpl.runtime import slurm
 from kdpl.runtime.advice import absolute
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.faults import mark
@@ -251,9 +250,6 @@ def _do(number: int, steps: Sequence[LocalStep], console: "Console", out: Path) 
     from kdpl.runtime.messages import process_rank
 
     step = steps[number - 1]
-    # one process asks, as the others may have got the notice a moment later
-    if process_rank() == 0 and slurm.signalled():
-        raise slurm.requeue(str(out))
     if process_rank() == 0 and step.kind == "fit":
         # what was tested of the stage before is something else
         for test in steps:

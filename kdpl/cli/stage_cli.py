@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
@@ -27,7 +28,7 @@ from torch import distributed
 
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
-from kdpl.callbacks.preemption import InterruptionHandler, Requeue
+from kdpl.callbacks.preemption import Preemption
 from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import LOGGED_IMAGES, SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
@@ -36,7 +37,6 @@ from kdpl.cli.wrong_option import hint_of
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
-from kdpl.runtime import slurm
 from kdpl.runtime.configs import as_list
 from kdpl.runtime.faults import in_one_sentence
 from kdpl.runtime.lock import locked
@@ -228,10 +228,7 @@ class KdplCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         trainer = self.config.trainer
-        callbacks: list[Callback] = [
-            InterruptionHandler(),
-            SaveTestResults(self.config.logged_images),
-        ]
+        callbacks: list[Callback] = [SaveTestResults(self.config.logged_images)]
         callbacks += self.further_callbacks
         callbacks.append(FiniteLoss())
         if trainer.enable_progress_bar is not False:
@@ -242,11 +239,9 @@ class KdplCLI(LightningCLI):
             if self.config.checkpoint_every is not None:
                 # both write one file: the newer checkpoint is the one to resume from
                 callbacks.append(RunCheckpoint(self.config.checkpoint_every))
-            if slurm.in_job():
-                # after those that save
-                callbacks.append(Requeue())
+            callbacks.append(Preemption())  # after those that save
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        slurm.require_srun()
+        _require_srun()
         plugins = as_list(self.config_init.trainer.get("plugins"))
         started_by: TorchElasticEnvironment | SLURMEnvironment | None = None
         if TorchElasticEnvironment.detect():
@@ -358,3 +353,19 @@ class KdplCLI(LightningCLI):
 def _leave_group() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _require_srun() -> None:
+    """Refuse a task of Slurm that would wait forever for tasks that nobody starts."""
+    tasks = int(os.environ.get("SLURM_NTASKS", 1))
+    if tasks == 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(
+            f"the Slurm job has {tasks} tasks: give --ntasks-per-node instead of --ntasks"
+        )
+    if "SLURM_STEP_ID" not in os.environ:
+        raise ConfigError(
+            f"the Slurm job has {tasks} tasks and this process is none of them: put srun before "
+            "the command, which starts it once for each task"
+        )

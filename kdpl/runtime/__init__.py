@@ -1,1 +1,1 @@
-"""Support around training that no library provides: atomic files, locks, Slurm, loggers."""
+"""Support around training that no library provides: atomic files, locks, loggers."""

@@ -1,74 +1,21 @@
 """Errors from outside kdpl, such as a full disk, as one sentence each; imports no torch."""
 
-import os
 import re
-import signal
-import threading
-import time
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from kdpl.errors import FULL, ConfigError, KdplError, reason, visible
 
-_STARTER = "KDPL_STARTER"  # variable of the environment
-_AGAIN_SECONDS = 0.05
-# ends of qualified names; the last two are callbacks of weak references, such as to a module's lock
-_FINALISERS = ("__del__", "finalize.__call__", "_get_module_lock.<locals>.cb")
+REQUEUED = 75
+"""Exit code of a command whose Slurm job is in the queue again; ``EX_TEMPFAIL`` of sysexits.h."""
+
 _RESUME = "rerun the same command to resume"
 _MARK = "kdpl: "
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command as Ctrl-C does, with a different exit code."""
-
-
-class _Interrupted(KeyboardInterrupt):
-    """Ctrl-C: after a plain one in an ``exec``, even if caught, Python exits by the signal."""
-
-
-def handle_signals() -> None:
-    """Let SIGTERM raise ``Terminated`` in the main thread, and Ctrl-C a ``KeyboardInterrupt``.
-
-    Python ignores errors in finalisers, such as of a loader's workers: a signal that comes during
-    one is sent again after it.
-    """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if _in_finaliser(frame):
-            timer = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
-            timer.daemon = True
-            timer.start()
-            return
-        raise Terminated if number == signal.SIGTERM else _Interrupted
-
-    signal.signal(signal.SIGTERM, end)
-    # a shell's background jobs ignore it
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
-
-
-def _in_finaliser(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_qualname.endswith(_FINALISERS):
-        frame = frame.f_back
-    return frame is not None
-
-
-def end_together(is_first: bool) -> None:
-    """Let processes that the first one of a training starts end within a second of it."""
-    if is_first:
-        os.environ[_STARTER] = str(os.getpid())
-        return
-
-    def watch(starter: int) -> None:
-        while os.getppid() == starter:
-            time.sleep(1)
-        os._exit(1)
-
-    # torchrun, Slurm or a person may have started it instead
-    if _STARTER in os.environ:
-        threading.Thread(target=watch, args=[int(os.environ[_STARTER])], daemon=True).start()
 
 
 def interruption(error: Exception | KeyboardInterrupt) -> Exception | KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Lock of a run's folder: one process at a time writes into it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdpl.errors import ConfigError
-from kdpl.runtime import slurm
 from kdpl.runtime.files import remove_leftovers
 from kdpl.runtime.run_folder import LOCK_FILE
 
@@ -27,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)
     try:
-        lock.acquire(timeout=_LEASE_SECONDS if slurm.in_job() else _PATIENCE_SECONDS)
+        lock.acquire(timeout=_LEASE_SECONDS if "SLURM_JOB_ID" in os.environ else _PATIENCE_SECONDS)
     except Timeout as error:
         raise ConfigError(
             f"another process is running into {folder}: wait until it ends, or choose another --out"

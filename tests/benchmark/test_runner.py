@@ -11,7 +11,6 @@ from kdpl.benchmark import runner
 from kdpl.benchmark.protocols import plan
 from kdpl.benchmark.runner import last_error, run_steps
 from kdpl.benchmark.steps import read_all
-from kdpl.runtime.slurm import Requeued
 
 WHOLE = campaign(BASE_TO_NOVEL)
 DTD_1 = "base_to_novel/dtd/seed_1"
@@ -201,7 +200,7 @@ def test_a_command_that_leaves_no_result_has_failed(code, said, tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [(130, KeyboardInterrupt), (143, KeyboardInterrupt), (-2, KeyboardInterrupt), (75, Requeued)],
+    [(130, KeyboardInterrupt), (143, KeyboardInterrupt), (-2, KeyboardInterrupt), (75, SystemExit)],
 )
 def test_an_interruption_ends_the_campaign_which_is_resumed(code, error, tmp_path):
     with pytest.raises(error):

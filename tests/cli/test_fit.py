@@ -32,8 +32,8 @@ from torch import distributed
 
 from kdpl.__main__ import main
 from kdpl.callbacks.checkpoints import CheckpointFiles
+from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.handover import SaveClassifier
-from kdpl.callbacks.preemption import InterruptionHandler
 from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.cli.stage_cli import KdplCLI
 from kdpl.runtime.lock import locked
@@ -181,7 +181,7 @@ def at_end_of(step):
     def when(_, trainer, *__):
         return trainer.global_step == step
 
-    return InterruptionHandler, "on_train_batch_end", when
+    return FiniteLoss, "on_train_batch_end", when
 
 
 def at_validation(module):

@@ -102,22 +102,6 @@ def test_an_error_is_one_line_unless_debug_asks_for_its_traceback(
                 main(args)
 
 
-PLAIN = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it
-import kdpl.__main__ as command
-command._run = lambda _: exec("signal.raise_signal(signal.SIGINT)")
-sys.argv = ["kdpl", "run"]
-sys.exit(command.main())
-"""
-
-
-def test_ctrl_c_within_a_text_that_is_executed_ends_with_the_code_of_ctrl_c():
-    # by itself, as Python remembers it until the process ends
-    ended = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
-
-
 def test_an_error_that_an_interruption_brought_about_is_the_interruption(monkeypatch, capsys):
     def end(*_):
         try:

@@ -15,10 +15,10 @@ from soak.comparison import differences
 
 from kdpl import StudentDistillation
 from kdpl.__main__ import main
+from kdpl.callbacks.preemption import Preemption
 from kdpl.cli.run_summary import summarize
 from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data import inspection
-from kdpl.runtime import slurm
 from kdpl.runtime.predictions import read_results, write_results
 
 RUN = ["run", *DATA, *STAGES, *SHORT]
@@ -311,14 +311,13 @@ def test_a_run_interrupted_in_stage_2_is_resumed_there_and_may_have_other_device
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_notice_of_slurm_requeues_the_job_and_no_step_begins(tmp_path, monkeypatch, capsys):
-    asked, begun = pretend(monkeypatch, tmp_path), []
-    monkeypatch.setattr(slurm, "signalled", lambda: bool(begun))
-    monkeypatch.setattr("kdpl.cli.fit.run_stage", lambda stage: begun.append(stage.command))
-    assert main([*RUN, f"--out={tmp_path / 'out'}"]) == slurm.REQUEUED
+def test_a_step_after_the_notice_of_slurm_requeues_the_job_before_it_begins(tmp_path, monkeypatch):
+    asked = pretend(monkeypatch, tmp_path)
+    monkeypatch.setattr(Preemption, "_noticed", lambda _: True)
+    with pytest.raises(SystemExit, match="75"):
+        main([*RUN, f"--out={tmp_path / 'out'}"])
     assert asked.read_text() == "requeue 17\n"
-    assert len(begun) == 1
-    assert "job 17 is in the queue again" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_base_and_novel_classes_have_columns_and_a_harmonic_mean(tmp_path):

@@ -1,6 +1,3 @@
-import signal
-import subprocess
-import sys
 from typing import Literal
 
 import pytest
@@ -50,26 +47,3 @@ def test_a_value_of_another_type_is_named_with_what_was_expected(kind, value, se
     with pytest.raises(ConfigError) as error, in_one_sentence():
         parser.parse_args([f"--x={value}"])
     assert str(error.value).startswith(f"{sentence}: correct the config or the command line")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_during_a_finaliser_is_not_lost(number):
-    code = f"""
-import signal, time
-from kdpl.runtime.faults import Terminated, handle_signals
-
-class Finalised:
-    def __del__(self):
-        signal.raise_signal({number.value})
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-handle_signals()
-try:
-    Finalised()
-    time.sleep(60)
-except KeyboardInterrupt as error:
-    print(isinstance(error, Terminated))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    expected = f"{number == signal.SIGTERM}\n"
-    assert (done.stdout, done.stderr, done.returncode) == (expected, "", 0)

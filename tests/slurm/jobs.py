@@ -166,8 +166,8 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
     (done,) = slurm.finish(job)
     text = log.read_text()
     assert done["JobState"] == "FAILED", text
-    assert f"error: job {job} could not be requeued (" in text
-    assert f"{out}/checkpoints/last.ckpt is kept: submit it again to resume {out}" in text
+    assert f"error: job {job} cannot be requeued (" in text
+    assert f"{out}/checkpoints/last.ckpt is kept)" in text
 
 
 def test_a_job_that_would_hang_is_refused(slurm, tmp_path):
