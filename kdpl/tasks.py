@@ -289,7 +289,7 @@ def build_task(name: str, **settings: Any) -> Task:
         MULTI_CLASS.name: "kdpl.tasks.MultiClass",
         "multilabel": "kdpl.multilabel.task.MultiLabel",
     }
-    return find_class(name, named, Task, "task")(**settings)
+    return find_class(name, named, Task, "task")(**settings)  # type: ignore[type-abstract]
 
 
 def require_one_class(task: str, what: str) -> None:

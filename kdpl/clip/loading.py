@@ -172,8 +172,9 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build an image tower from an open_clip model config, with weights still to be loaded."""
     for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
-        if (build := resolve_name(_SOURCES[scheme]).build_image_tower) is not None:
-            return build(model_config, preprocessing)
+        source: Source = resolve_name(_SOURCES[scheme])
+        if source.build_image_tower is not None:
+            return source.build_image_tower(model_config, preprocessing)
     return build_tower(model_config, preprocessing)
 
 
