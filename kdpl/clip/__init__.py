@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING
 from kdpl.runtime.optional import lazily
 
 if TYPE_CHECKING:
+    from kdpl.clip.clip import Clip, ImageClip
     from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
-    from kdpl.clip.loading import (
-        PROMPTSRC_TEMPLATES,
-        Clip,
-        ImageClip,
-        load_clip,
-        load_image_clip,
-        register_model,
-    )
+    from kdpl.clip.loading import PROMPTSRC_TEMPLATES, load_clip, load_image_clip, register_model
     from kdpl.clip.modules import CosineHead, Float32Module, Frozen, cosine_logits, store_frozen
     from kdpl.clip.towers.image import ImageTower, PromptableImageTower
     from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts
@@ -35,15 +29,9 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "clip": ["Clip", "ImageClip"],
         "identity": ["RANDOM", "ClipConfig", "ClipIdentity", "Preprocessing"],
-        "loading": [
-            "PROMPTSRC_TEMPLATES",
-            "Clip",
-            "ImageClip",
-            "load_clip",
-            "load_image_clip",
-            "register_model",
-        ],
+        "loading": ["PROMPTSRC_TEMPLATES", "load_clip", "load_image_clip", "register_model"],
         "modules": ["CosineHead", "Float32Module", "Frozen", "cosine_logits", "store_frozen"],
         "towers.image": ["ImageTower", "PromptableImageTower"],
         "towers.text": ["CLASSES_AT_ONCE", "ArrangedTexts"],

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast, get_args
 
 import pydantic.dataclasses
 from pydantic import Field
 
+from kdpl.errors import WeightsError
 from kdpl.runtime.artifacts import STRICT, Text, metadata
 from kdpl.runtime.resizing import CropPct, Interpolation, ResizeMode, Resizing
 
@@ -97,3 +98,14 @@ class TeacherSettings:
     # words before a class name that initialised the text prompts; None: noise
     context: Text | None
     preprocessing: Preprocessing
+
+
+def require_resizing(name: str, mode: Any) -> ResizeMode:
+    """Return the resize mode of a model's images, or a WeightsError for another one."""
+    modes = get_args(ResizeMode)
+    if mode not in modes:
+        raise WeightsError(
+            f"the images of {name} are resized as {mode!r}, expected {' or '.join(modes)}: use "
+            "another model"
+        )
+    return cast(ResizeMode, mode)

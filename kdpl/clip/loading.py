@@ -8,18 +8,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from pkgutil import resolve_name
-from typing import Any, cast, get_args
+from typing import Any
 
 import open_clip
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
-from kdpl.clip.identity import RANDOM, ClipConfig, ClipIdentity, Preprocessing
+from kdpl.clip import timm_networks
+from kdpl.clip.clip import Clip, ImageClip
+from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing, require_resizing
 from kdpl.clip.miniatures.models import CONFIGS, TAG, packaged_weights
-from kdpl.clip.modules import fingerprint
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.bidirectional_text import WholeTextTower
 from kdpl.clip.towers.building import (
@@ -37,69 +36,10 @@ from kdpl.clip.towers.text import PromptableTextTower, TextTower
 from kdpl.clip.versions import list_models, require_clip, text_settings
 from kdpl.clip.weights import StateDict, Weights, load_weights, read_weights
 from kdpl.errors import ConfigError, WeightsError, reason
-from kdpl.runtime.resizing import ResizeMode
 
 # METHOD: PromptSRC's text regulariser averages over the first 60 of the 80 published templates
 PROMPTSRC_TEMPLATES: tuple[Callable[[str], str], ...] = tuple(OPENAI_IMAGENET_TEMPLATES[:60])
 
-
-@dataclass(frozen=True)
-class ImageClip:
-    """Image half of a frozen CLIP, or a network that is not a CLIP: all that stage 2 needs."""
-
-    image_tower: ImageTower
-    # scale of cosine similarities, already exponentiated, 100 for OpenAI's weights; None for a
-    # network that is not a CLIP
-    logit_scale: float | None
-    identity: ClipIdentity
-
-    @classmethod
-    def of(
-        cls, tower: ImageTower, logit_scale: float | None, config: ClipConfig, quick_gelu: bool
-    ) -> "ImageClip":
-        """Name an image tower by its config and the digest of its weights."""
-        digest = fingerprint(tower.visual.state_dict().items())
-        tag = config.pretrained or config.model
-        return cls(tower, logit_scale, ClipIdentity(config.model, tag, quick_gelu, digest))
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """Preprocessing of the tower's images."""
-        return self.image_tower.preprocessing
-
-    def with_text(self, tower: TextTower, tokenize: Tokenizer) -> "Clip":
-        """Return the whole CLIP, which has a text tower as well."""
-        digest = fingerprint(tower.state_dict().items())
-        return Clip(**vars(self), text_tower=tower, tokenize=tokenize, text_fingerprint=digest)
-
-
-@dataclass(frozen=True)
-class Clip(ImageClip):
-    """Frozen CLIP in parts; ``tokenize`` turns texts into token ids [N, context_length]."""
-
-    logit_scale: float
-    text_tower: TextTower
-    tokenize: Tokenizer
-    text_fingerprint: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Functions for models whose address begins with a scheme.
-
-    ``load_clip`` is None for models that are not CLIPs and have no text tower. If a library other
-    than open_clip builds the image tower, the scheme is a key of its ``vision_cfg``.
-    ``build_image_tower`` rebuilds a classifier's tower from ``tower.config``, which may hold only
-    what ``building.require_modest`` accepts.
-    """
-
-    load_clip: Callable[[ClipConfig], Clip] | None
-    load_image_clip: Callable[[ClipConfig], ImageClip]
-    build_image_tower: Callable[[ModelConfig, Preprocessing], ImageTower] | None = None
-
-
-_SOURCES = {"timm": "kdpl.clip.timm_networks:SOURCE"}
-"""Sources by scheme, as dotted paths: their files import this one."""
 
 _REGISTRY: dict[str, tuple[ModelConfig, Mapping[str, Callable[[], StateDict]]]] = {
     name: (config, {TAG: partial(packaged_weights, name)}) for name, config in CONFIGS.items()
@@ -113,16 +53,9 @@ def register_model(
     _REGISTRY[name] = config, weights
 
 
-def _source(model: str) -> Source | None:
-    path = _SOURCES.get(model.partition(":")[0])
-    source: Source | None = None if path is None else resolve_name(path)
-    return source
-
-
 def has_text_tower(model: str) -> bool:
     """Return whether a model, by name or address, is a CLIP and can read class names."""
-    source = _source(model)
-    return source is None or source.load_clip is not None
+    return not model.startswith(timm_networks.PREFIX)
 
 
 def known_models() -> dict[str, tuple[ModelConfig, list[str]]]:
@@ -142,13 +75,11 @@ def load_clip(config: ClipConfig) -> Clip:
     Raises:
         WeightsError: Model, tokenizer or weights cannot be loaded, or do not fit each other.
     """
-    if source := _source(config.model):
-        if source.load_clip is None:
-            raise WeightsError(
-                f"{config.model} is not a CLIP and cannot read class names: use it as a student, "
-                "and a CLIP as teacher"
-            )
-        return source.load_clip(config)
+    if not has_text_tower(config.model):
+        raise WeightsError(
+            f"{config.model} is not a CLIP and cannot read class names: use it as a student, "
+            "and a CLIP as teacher"
+        )
     model_config, read = _find(config)
     text = model_config["text_cfg"]
     tokenize = _tokenizer(config.model, text)  # before anything large is built or fetched
@@ -162,8 +93,8 @@ def load_clip(config: ClipConfig) -> Clip:
 
 def load_image_clip(config: ClipConfig) -> ImageClip:
     """Load the image half of a CLIP, or a network that is not one; errors as in ``load_clip``."""
-    if source := _source(config.model):
-        return source.load_image_clip(config)
+    if config.model.startswith(timm_networks.PREFIX):
+        return timm_networks.load_image_clip(config)
     model_config, read = _find(config)
     model = build_clip({**model_config, "text_cfg": NO_TEXT})
     return _image_half(model, config, model_config, read, ("visual.", "logit_scale"))
@@ -171,22 +102,9 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> ImageTower:
     """Build an image tower from an open_clip model config, with weights still to be loaded."""
-    for scheme in _SOURCES.keys() & model_config["vision_cfg"].keys():
-        source: Source = resolve_name(_SOURCES[scheme])
-        if source.build_image_tower is not None:
-            return source.build_image_tower(model_config, preprocessing)
+    if "timm" in model_config["vision_cfg"]:
+        return timm_networks.build_image_tower(model_config, preprocessing)
     return build_tower(model_config, preprocessing)
-
-
-def require_resizing(name: str, mode: Any) -> ResizeMode:
-    """Return the resize mode of a model's images, or a WeightsError for another one."""
-    modes = get_args(ResizeMode)
-    if mode not in modes:
-        raise WeightsError(
-            f"the images of {name} are resized as {mode!r}, expected {' or '.join(modes)}: use "
-            "another model"
-        )
-    return cast(ResizeMode, mode)
 
 
 def _find(config: ClipConfig) -> tuple[ModelConfig, Callable[[], Weights]]:

@@ -8,13 +8,15 @@ import timm
 import torch
 from torch import nn
 
-from kdpl.clip import RANDOM, ClipConfig, ImageClip, ImageTower, Preprocessing
-from kdpl.clip.loading import Source, require_resizing
+from kdpl.clip.clip import ImageClip
+from kdpl.clip.identity import RANDOM, ClipConfig, Preprocessing, require_resizing
 from kdpl.clip.towers.building import ModelConfig, require_timm
+from kdpl.clip.towers.image import ImageTower
 from kdpl.clip.weights import read_state, require_weights
 from kdpl.errors import WeightsError, reason
 
-SCHEME = "timm"
+PREFIX = "timm:"
+"""Addresses of these networks begin with it."""
 
 
 class TimmTower(ImageTower):
@@ -33,7 +35,7 @@ def build_network(name: str, image_size: int, pretrained: bool = False) -> Any:
 
 def build_image_tower(model_config: ModelConfig, preprocessing: Preprocessing) -> TimmTower:
     """Build a network without weights; a ValueError for one that timm would fetch or read."""
-    name = model_config["vision_cfg"][SCHEME]
+    name = model_config["vision_cfg"]["timm"]
     require_timm(name)
     return TimmTower(build_network(name, preprocessing.image_size), preprocessing, model_config)
 
@@ -43,7 +45,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
 
     The weights are timm's, a file's or random; a WeightsError if there are none.
     """
-    name = config.model.removeprefix(f"{SCHEME}:")
+    name = config.model.removeprefix(PREFIX)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise WeightsError(
@@ -58,7 +60,7 @@ def load_image_clip(config: ClipConfig) -> ImageClip:
     if config.pretrained not in (None, RANDOM):
         _load_file(network, Path(str(config.pretrained)), defaults.classifier, config.model)
     width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-    model_config = {"embed_dim": width, "vision_cfg": {SCHEME: name, "image_size": size}}
+    model_config = {"embed_dim": width, "vision_cfg": {"timm": name, "image_size": size}}
     tower = TimmTower(network, preprocessing_of(name, size), model_config)
     return ImageClip.of(tower, None, config, quick_gelu=False)
 
@@ -71,7 +73,7 @@ def preprocessing_of(name: str, image_size: int) -> Preprocessing:
         crop_pct = defaults.test_crop_pct or crop_pct
     mode = "shortest" if defaults.crop_mode == "center" else defaults.crop_mode
     interpolation: Any = "bilinear" if defaults.interpolation == "bilinear" else "bicubic"
-    mode = require_resizing(f"{SCHEME}:{name}", mode)
+    mode = require_resizing(f"{PREFIX}{name}", mode)
     return Preprocessing(image_size, defaults.mean, defaults.std, mode, interpolation, crop_pct)
 
 
@@ -96,7 +98,3 @@ def _load_file(network: Any, path: Path, classifier: str | tuple[str, ...], name
     state = {k: v for k, v in read_state(path).items() if not k.startswith(prefixes)}
     require_weights(network.state_dict(), state, str(path), name)
     network.load_state_dict(state)
-
-
-SOURCE = Source(None, load_image_clip, build_image_tower)
-"""Of the addresses ``timm:…``."""

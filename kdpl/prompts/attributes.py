@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.loading import Clip, ImageClip
+from kdpl.clip.clip import Clip, ImageClip
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower, promptable_text
 from kdpl.errors import ConfigError

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpl.clip.loading import ImageClip
+from kdpl.clip.clip import ImageClip
 from kdpl.clip.towers.image import promptable
 from kdpl.errors import ConfigError
 from kdpl.prompts import IndependentPrompts, PromptConfig, PromptMethod

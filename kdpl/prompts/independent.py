@@ -5,7 +5,7 @@ With prompts in only one tower this is VPT or CoOp; without prompts it is the ze
 
 from torch import Tensor
 
-from kdpl.clip.loading import Clip, ImageClip
+from kdpl.clip.clip import Clip, ImageClip
 from kdpl.clip.modules import normalized
 from kdpl.clip.towers.image import ImageTower, promptable
 from kdpl.clip.towers.text import CLASSES_AT_ONCE, ArrangedTexts, TextTower

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdpl.clip.loading import ImageClip
+from kdpl.clip.clip import ImageClip
 from kdpl.clip.modules import Float32Module, normalized, require_tensors
 from kdpl.clip.tokens import Tokenizer
 from kdpl.clip.towers.image import ImageTower

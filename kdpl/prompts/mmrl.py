@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdpl.clip.loading import Clip, ImageClip
+from kdpl.clip.clip import Clip, ImageClip
 from kdpl.clip.modules import normalized
 from kdpl.clip.towers.block import run_block
 from kdpl.clip.towers.clip_vit import ClassTokenTower

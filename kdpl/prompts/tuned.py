@@ -11,8 +11,9 @@ import torch
 from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 from torch import Tensor
 
+from kdpl.clip.clip import Clip, ImageClip
 from kdpl.clip.identity import ClipConfig, TeacherSettings
-from kdpl.clip.loading import Clip, ImageClip, load_clip, load_image_clip
+from kdpl.clip.loading import load_clip, load_image_clip
 from kdpl.clip.modules import fingerprint
 from kdpl.errors import ArtifactError, ConfigError, WeightsError, reason, visible
 from kdpl.prompts.method import PromptMethod, prompt_method
