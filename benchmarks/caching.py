@@ -50,7 +50,7 @@ def manifest_of(images: UnlabeledImages, width: int) -> Origin:
 
 
 class Filling:
-    """``kdpl cache`` on JPEG files of noise, and only the teacher's image tower on the same number of views.
+    """Filling of a teacher's cache from JPEG files of noise, and only the teacher's image tower on the same number of views.
 
     Args:
         settings: Models, number of images, batch size, device and precision.

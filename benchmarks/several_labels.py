@@ -173,9 +173,10 @@ def fit_and_test(
             options.append(f"--model.init_args.target={json.dumps(target)}")
         commands = []
         if stage == "plain":
-            # the teacher's features of the same few views for all seeds
+            # the teacher's features of the same few views for all seeds, from a short fit
             options.append(f"--model.init_args.teacher_cache={folder.parent / 'cache'}")
-            commands.append(["cache", *options, f"--views={VIEWS}", "--seed_everything=1"])
+            short = [f"--trainer.max_epochs={VIEWS}", "--seed_everything=1"]
+            commands.append(["fit", *options, *short, f"--out={folder.parent / 'views'}"])
         for command in (
             *commands,
             ["fit", *options, f"--seed_everything={seed}", f"--out={folder}"],

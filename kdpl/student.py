@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from kdpl.callbacks import SaveClassifier
@@ -37,28 +37,11 @@ from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.plan import Plan, prepare_student
 from kdpl.targets.stored_features import STORED_VIEWS
-from kdpl.targets.teacher_cache import fill_cache
 from kdpl.tasks import agreement_of
 
 # number of unlabelled images for vision_prompts.init: mean_token
 _PREVIEW_IMAGES = 256
 _PUBLISHED_BATCH = 8
-
-
-class FillTeacherCache(Callback):
-    """Fills the student's ``teacher_cache`` in a fit without steps, on all processes together.
-
-    Args:
-        views: Views of each image; None: as many as the cache has.
-    """
-
-    def __init__(self, views: int | None = None) -> None:
-        self.views = views
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fill the cache, if this is a student that has one."""
-        if isinstance(pl_module, StudentDistillation) and pl_module.teacher_cache is not None:
-            fill_cache(pl_module.target_inputs(), self.views)
 
 
 class StudentDistillation(ClassifyingModule):
@@ -97,10 +80,9 @@ class StudentDistillation(ClassifyingModule):
         engine: What runs the frozen towers whose features are stored: ``torch``; ``openvino``, on a
             CPU in float32, with features equal to about 1e-5; ``auto``: ``openvino`` where it is
             installed and the images are many.
-        teacher_cache: Folder with the teacher's features of V views of each unlabelled image; epoch
-            e then sees view e mod V of each image, drawn by the seed that the cache was filled
-            with, as the command ``cache`` fills it. None: the teacher runs on each image of each
-            epoch.
+        teacher_cache: Folder for the teacher's features of V views of each unlabelled image; epoch
+            e then sees view e mod V of each image. The first fit fills it, with a view for each of
+            its epochs, drawn by its seed. None: the teacher runs on each image of each epoch.
         optim: Optimiser and schedule.
         compile: Compile the image towers.
 
@@ -254,10 +236,10 @@ class StudentDistillation(ClassifyingModule):
         if self.trainer.max_epochs == 0:
             return
         self.plan = prepare_student(self.target_inputs(), self.target, self.pool_filter, holds_out)
-        if not self.plan.runs_teacher:
-            self.teacher.module.unload()
-        elif self.plan.teacher_features is None:
+        if self.plan.runs_teacher and self.plan.teacher_features is None:
             self.load_for_training()
+        else:
+            self.teacher.module.unload()
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Return the callbacks that prepare and check the fit, and write the classifier.

@@ -28,7 +28,7 @@ from kdpl.prompts import PromptConfig, StudentPrompts
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import FillTeacherCache, StudentDistillation
+from kdpl.student import StudentDistillation
 from kdpl.targets import PreparedTarget, TargetValues
 
 TAG = "noise"
@@ -431,7 +431,6 @@ class Distilled:
         teacher,
         folder,
         cache=None,
-        fill=False,
         ckpt_path=None,
         trainer=(),
         data=(),
@@ -439,10 +438,9 @@ class Distilled:
     ):
         options = {"kd_weight": 20, "teacher_cache": cache and str(cache), **options}
         self.student = make_student(teacher, **options)
-        callbacks = [FillTeacherCache()] if fill else []
         settings = {"limit_train_batches": 5, **dict(trainer)}
         domain = digits(50, **dict(data))
-        record = fit(self.student, folder, 2, callbacks, domain, ckpt_path, **settings)
+        record = fit(self.student, folder, 2, (), domain, ckpt_path, **settings)
         self.batches, self.losses = record.batches, record.losses
         self.state = self.student.encoder.state_dict()
 

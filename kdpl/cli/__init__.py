@@ -16,7 +16,6 @@ COMMANDS = {
     "init": "kdpl.cli.init:init",
     **dict.fromkeys(STAGES, "kdpl.cli.fit:run_command"),
     "search": "kdpl.cli.search:search",
-    "cache": "kdpl.cli.cache:cache",
     "export": "kdpl.cli.export:export",
     "class-vectors": "kdpl.cli.class_vectors:class_vectors",
     "serve": "kdpl.serve.command:serve",
@@ -45,7 +44,6 @@ train:
   validate       accuracies of a run on the validation split
   test           accuracies and predictions of a run on the test split
   search         choose what of a student is trained, by short fits compared without labels
-  cache          compute the teacher's features of views, for a student's fit to read
 
 use:
   export         write a classifier as a file that runs without kdpl, and check it

@@ -7,14 +7,13 @@ SETTINGS = {
     "bad_images": "data.init_args.reading.bad_images",
     "class_names": "data.init_args.classes.names",
     "class_text": "data.init_args.classes.text",
-    "fill_teacher_cache": "python -m kdpl cache",
     "held_out": "data.init_args.reading.test_share",
     "label_separator": "data.init_args.classes.label_separator",
     "scan": "data.init_args.reading.scan",
     "skip_list": "data.init_args.reading.skip_list",
     "teacher_cache": "model.init_args.teacher_cache",
 }
-"""New settings, or commands, by names of settings below ``data.init_args`` before version 0.1."""
+"""New settings, by names of settings below ``data.init_args`` before version 0.1."""
 
 
 def moved_setting(message: str) -> str:

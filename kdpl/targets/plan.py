@@ -12,7 +12,7 @@ from kdpl.targets.held_out_pool import hold_out
 from kdpl.targets.inputs import TargetInputs
 from kdpl.targets.pool_filter import without_unlike
 from kdpl.targets.stored_features import StoredFeatures
-from kdpl.targets.teacher_cache import TeacherCache, open_cache
+from kdpl.targets.teacher_cache import TeacherCache, filled_cache
 
 REMEDY = "remove it, or choose another --out"
 """Remedy for a file of targets of another origin."""
@@ -56,9 +56,6 @@ def prepare_student(
         labeled = [record.source for record in (*inputs.labeled, *inputs.val)]
         inputs = replace(inputs, pool=hold_out(inputs.pool, labeled))
 
-    # the teacher's features of the views of all images, where they are cached
-    features = open_cache(inputs) if target.uses_teacher else None
-
     # leave out images that are unlike all classes
     if pool_filter is not None:
         inputs = replace(inputs, pool=without_unlike(inputs, pool_filter))
@@ -66,9 +63,9 @@ def prepare_student(
     # the target's values of the images that are left
     values = _values_of(target, inputs) if isinstance(target, PreparedTarget) else None
 
-    # a prepared target may need no teacher from here on
+    # a prepared target may need no teacher from here on; otherwise its features may be cached
     runs_teacher = values is None and target.uses_teacher
-    teacher_features = features if runs_teacher else None
+    teacher_features = filled_cache(inputs) if runs_teacher else None
 
     # the student's features, of views that need no teacher's predictions
     student_features = None

@@ -6,7 +6,6 @@ in epoch v; its pixels are not stored.
 """
 
 import json
-from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from kdpl.targets.store import FeatureStore, Work, images_per_shard
 
 MANIFEST = "manifest.json"
 _OTHER_FOLDER = "choose another folder as model.init_args.teacher_cache, or remove it"
-_FILL = "fill it with python -m kdpl cache and the settings of this fit"
 _VERSION = 3
 # ``made_with`` is of earlier versions
 _MAY_DIFFER = {"views", "view_seed", "images_per_shard", "made_with"}
@@ -58,13 +56,13 @@ def manifest_of(inputs: TargetInputs, views: int = 0) -> Origin:
     )
 
 
-def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) -> Origin:
+def read_manifest(folder: Path, expected: Origin) -> Origin:
     """Read the manifest of a cache.
 
     DataError if it is missing, damaged, of another version or of other data or settings.
 
-    ``expected`` is the manifest that a run would write; number and seed of the views may differ,
-    except the fields in ``same``. What only one of them says of the images' files is not compared.
+    ``expected`` is the manifest that a run would write; number and seed of the views may differ.
+    What only one of them says of the images' files is not compared.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -75,10 +73,10 @@ def read_manifest(folder: Path, expected: Origin, same: Collection[str] = ()) ->
             stored[name]  # used, and not compared
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
-            f"{file} is damaged ({reason(error)}): remove the folder {folder} and fill the cache "
-            "again"
+            f"{file} is damaged ({reason(error)}): remove the folder {folder}; the next fit fills "
+            "the cache again"
         ) from error
-    may_differ = _MAY_DIFFER - {*same} | FILES & (stored.keys() ^ expected.keys())
+    may_differ = _MAY_DIFFER | FILES & (stored.keys() ^ expected.keys())
     before, now = (
         {name: value for name, value in manifest.items() if name not in may_differ}
         for manifest in (stored, expected)
@@ -99,18 +97,11 @@ class TeacherCache(FeatureStore):
         self.view_seed: int = manifest["view_seed"]
 
     @classmethod
-    def open(cls, folder: Path, expected: Origin, same: Collection[str] = ()) -> "TeacherCache":
-        """Open a cache, see ``read_manifest``; DataError also if it is missing or incomplete."""
-        if not folder.exists():
-            raise DataError(f"the teacher cache {folder} does not exist: {_FILL}")
-        manifest = read_manifest(folder, expected, same)
+    def open(cls, folder: Path, expected: Origin) -> "TeacherCache":
+        """Open a filled cache, see ``read_manifest``; DataError also if a shard is damaged."""
+        manifest = read_manifest(folder, expected)
         cache = cls(folder, manifest)
         # all shards must be there, with the right shape
-        if cache.missing:
-            raise DataError(
-                f"the teacher cache {folder} is incomplete, {cache.missing} of "
-                f"{len(cache.shards)} shards are missing: {_FILL}"
-            )
         for path, indices in cache.shards.items():
             shape = (len(indices), manifest["views"], manifest["width"])
             try:
@@ -121,18 +112,18 @@ class TeacherCache(FeatureStore):
                     )
             except (OSError, ValueError) as error:
                 raise DataError(
-                    f"{path} is damaged ({reason(error)}): remove {path.name} and {_FILL}"
+                    f"{path} is damaged ({reason(error)}): remove it, and run this fit again"
                 ) from error
         if FILES & expected.keys() and not FILES & expected.keys() & manifest.keys():
             inform(f"{folder / MANIFEST} has only the paths of its images: trusting their content")
         return cache
 
 
-def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ()) -> int:
+def fill(folder: Path, expected: Origin, work: Work) -> int:
     """Compute the missing shards of a cache; returns the number of features of this process.
 
-    Number and seed of the views in the manifest ``expected`` count only for a new cache. ``same``
-    is as in ``read_manifest``. A DataError also if another command fills the cache.
+    Number and seed of the views in the manifest ``expected`` count only for a new cache. A
+    DataError also if another command fills the cache.
     """
     # a new cache starts with its manifest
     if not (folder / MANIFEST).is_file():
@@ -142,14 +133,16 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
                 "trainer.max_epochs"
             )
         write_text(folder / MANIFEST, json.dumps(expected, indent=2, ensure_ascii=False))
-    manifest = read_manifest(folder, expected, same)
+    manifest = read_manifest(folder, expected)
+    cache = TeacherCache(folder, manifest)
+    if not cache.missing:
+        return 0
 
     # the shards, with the seed of the existing views
     images = replace(work.images, view=replace(work.images.view, seed=manifest["view_seed"]))
     first = work.rank == 0  # holds the lock for all processes; they wait for it at the end
     try:
         with FileLock(folder / LOCK_FILE).acquire(timeout=0) if first else nullcontext():
-            cache = TeacherCache(folder, manifest)
             return cache.fill(cache.views, replace(work, images=images))
     except Timeout as error:
         raise DataError(
@@ -157,31 +150,17 @@ def fill(folder: Path, expected: Origin, work: Work, same: Collection[str] = ())
         ) from error
 
 
-def open_cache(inputs: TargetInputs) -> TeacherCache | None:
-    """Open the teacher's complete cache; None if the fit has none."""
-    if inputs.teacher_cache is None:
-        return None
-    return TeacherCache.open(inputs.teacher_cache, manifest_of(inputs))
+def filled_cache(inputs: TargetInputs) -> TeacherCache | None:
+    """Compute what the teacher's cache lacks, on all processes together; None without a cache.
 
-
-def fill_cache(inputs: TargetInputs, views: int | None = None) -> None:
-    """Compute what the teacher's cache lacks, on all processes together.
-
-    Without ``views`` of each image, as many as the cache has, or as there are epochs. A teacher
-    that was loaded for this stays on the device; a rerun with a complete cache does without it.
+    A new cache has as many views of each image as there are epochs.
     """
     folder = inputs.teacher_cache
     if folder is None:
-        return
-    same = ["views"] if views else []
-    manifest = manifest_of(inputs, views or max(inputs.epochs, 0))
+        return None
+    manifest = manifest_of(inputs, max(inputs.epochs, 0))
     view = inputs.view(inputs.vectors.preprocessing.resizing)
     images = UnlabeledImages(inputs.pool.images, view)
-    work = inputs.work(images, inputs.encoder())
-    done = fill(folder, manifest, work, same) * work.world_size
+    fill(folder, manifest, inputs.work(images, inputs.encoder()))
     inputs.processes.wait()
-    cache = TeacherCache.open(folder, manifest, same)
-    inform(
-        f"teacher cache {folder}: complete, {len(images)} images, {cache.views} views of "
-        f"each{f', {done} features computed' if done else ': nothing to do'}"
-    )
+    return TeacherCache.open(folder, manifest)

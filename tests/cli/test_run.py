@@ -96,7 +96,6 @@ def test_a_wrong_start_is_one_line_before_stage_1(tmp_path, capsys, monkeypatch)
         "broken": "model: [",
         "misspelt": "model: {init_args: {kd_wieght: 1}}",
         "filter": "model: {init_args: {pool_filter: 2}}",
-        "cache": "model: {init_args: {fill_teacher_cache: true}}",
         "clip": "model: {init_args: {clip: {model: tiny-studnet}}}",
     }.items():
         Path(f"{name}.yaml").write_text(text)
@@ -106,7 +105,6 @@ def test_a_wrong_start_is_one_line_before_stage_1(tmp_path, capsys, monkeypatch)
         ([*RUN[1:], "--out=out", "--student=broken.yaml"], ["broken.yaml", "not YAML"]),
         ([*RUN[1:], "--out=out", "--student=misspelt.yaml"], ["kd_wieght"]),
         ([*RUN[1:], "--out=out", "--student=filter.yaml"], ["pool_filter"]),
-        ([*RUN[1:], "--out=out", "--student=cache.yaml"], ["did you mean python -m kdpl cache?"]),
         ([*RUN[1:], "--out=out", "--val-share=30%"], ["did you mean init --val-share?"]),
         ([*RUN[1:], "--out=out", "--student=clip.yaml"], ["tiny-studnet"]),
         ([*RUN[1:], "--out=."], ["error: --out . contains something other than a run (broken."]),

@@ -15,7 +15,6 @@ from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.losses import DistillationLoss
 from kdpl.prompts import StudentPrompts
 from kdpl.prompts.student_encoder import StudentEncoder
-from kdpl.student import FillTeacherCache
 from kdpl.targets.frozen_teacher import FrozenTeacher
 from kdpl.targets.refinement.target import Refined
 
@@ -148,8 +147,7 @@ def test_in_a_fit_towers_see_the_evaluation_transform(pictures, tmp_path, monkey
         pool_filter=0.05,
         teacher_cache=str(tmp_path / "cache"),
     )
-    fill = [FillTeacherCache()]
-    world.fit(student, tmp_path, 2, fill, images_in(pictures), limit_val_batches=1.0)
+    world.fit(student, tmp_path, 2, (), images_in(pictures), limit_val_batches=1.0)
 
     files = [Image.open(path) for path in sorted(pictures.rglob("*.png"))]
     assert student.preprocessing.resizing == tower(*ways).resizing

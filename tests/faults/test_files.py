@@ -59,7 +59,8 @@ def test_nothing_is_written_into_a_read_only_dataset(tmp_path, read_only, classi
     paths = {"data.init_args.root": root, "model.init_args.teacher": f"{tmp_path}/out"}
     paths["model.init_args.teacher_cache"] = f"{tmp_path}/cache"
     student += [f"--{name}={path}" for name, path in paths.items()]
-    assert main(["cache", *student, "--views=1"]) == 0
+    assert main(["fit", *student, "--trainer.max_epochs=1", f"--out={tmp_path}/student"]) == 0
+    assert (tmp_path / "cache/manifest.json").is_file()
     assert main(["init", str(root), f"--out={tmp_path}/init"]) == 0
     assert main(["predict", str(classifier), str(root), f"--out={tmp_path}/predictions.csv"]) == 0
     assert files_of(data) == before

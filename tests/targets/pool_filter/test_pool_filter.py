@@ -16,7 +16,6 @@ from kdpl.optim import OptimConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import FillTeacherCache
 from kdpl.targets import pool_filter as callback
 
 POOL = {"shots": 1, "unlabeled_share": 0.06}  # 10 labelled images, 42 unlabelled ones
@@ -80,8 +79,8 @@ def test_a_schedule_by_steps_changes_nothing_of_what_is_left_out(teacher_folder,
 
 
 def test_a_cache_changes_nothing_and_loads_no_teacher(teacher_folder, whole, tmp_path, monkeypatch):
-    cache, fill = str(tmp_path / "cache"), [FillTeacherCache(2)]
-    first = distil(teacher_folder, tmp_path / "first", fill, teacher_cache=cache)
+    cache = str(tmp_path / "cache")
+    first = distil(teacher_folder, tmp_path / "first", teacher_cache=cache)
     assert first.seen == whole[0].seen
     assert first.losses == pytest.approx(whole[0].losses, rel=2e-3)
     assert left_out(tmp_path / "first") == left_out(whole[1])

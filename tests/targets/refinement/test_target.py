@@ -23,7 +23,7 @@ from kdpl.prompts import PromptConfig
 from kdpl.prompts.tuned import TunedPrompts
 from kdpl.runtime.resizing import Resizing
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, PROMPTS_FILE
-from kdpl.student import FillTeacherCache, StudentDistillation
+from kdpl.student import StudentDistillation
 from kdpl.targets.encoding import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
@@ -318,9 +318,10 @@ def test_features_and_targets_are_of_images_and_not_of_their_names(fresh, tmp_pa
     assert len(features() - before) == len(before) == 2
 
 
-def test_with_cached_features_no_teacher_is_loaded_again(teacher, whole, tmp_path, monkeypatch):
+def test_with_stored_features_no_teacher_is_loaded_again(teacher, whole, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
-    cached = distil(teacher, tmp_path, [FillTeacherCache()], epochs=2, teacher_cache=cache)
+    cached = distil(teacher, tmp_path, epochs=2, teacher_cache=cache)
+    assert not (tmp_path / "cache").exists(), "targets that are taken need no views"
     assert targets_in(tmp_path).assignments.equal(targets_in(whole[1]).assignments)
     assert cached.losses == whole[0].losses
 
@@ -415,8 +416,10 @@ def test_two_processes_cache_filter_and_refine_what_one_does(tmp_path):
     for name, trainer in (("one", {}), ("two", two)):
         (tmp_path / name).mkdir()
         teacher, cache = write_teacher(tmp_path / name), str(tmp_path / name / "cache")
-        options = {"teacher_cache": cache, "pool_filter": 0.3, "trainer": trainer}
-        distil(teacher, tmp_path / name, [FillTeacherCache(2)], **options)
+        options = {"pool_filter": 0.3, "trainer": trainer}
+        distil(teacher, tmp_path / name, **options)
+        published = {"target": "teacher", "teacher_cache": cache}
+        distil(teacher, tmp_path / name / "published", epochs=2, **options, **published)
     one, both = tmp_path / "one", tmp_path / "two"
     features, expected = (np.load(folder / "cache/shard-00000.npy") for folder in (both, one))
     assert np.allclose(features, expected, rtol=0, atol=3e-4)
