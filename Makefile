@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
-FUZZ_INPUTS ?= 1000
 
 # The miniature CLIPs are too small to benefit from threads: on busy cores, a second thread makes the quickstart several
 # times slower.
@@ -21,7 +20,7 @@ WITH_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base floors soak fuzz slurm screenshots lint typecheck format docs docs-serve clean notebook
+.PHONY: help quickstart table reproduce targets photographs bench gpu test check-slow base floors slurm screenshots lint typecheck format docs docs-serve clean notebook
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -65,7 +64,7 @@ test: $(WITH_DEV) ## run the tests, or some of them: make test TESTS=tests/test_
 	@$(VENV_PYTHON) -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 # three at a time on two cores, as they often wait for processes that they have started
-check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers, fuzzing
+check-slow: $(WITH_DEV) ## run the slow tests: several processes, browsers
 	@$(VENV_PYTHON) -m pytest -n 3 --dist loadfile -m slow $(TESTS)
 
 # environments of their own: .venv-base and .venv-floors
@@ -80,12 +79,6 @@ base: $(VENV)-base/.installed ## run the tests that need the base installation a
 floors: ## run the tests with the oldest versions that pyproject.toml allows
 	@$(MAKE) --no-print-directory VENV=$(VENV)-floors $(VENV)-floors/.created
 	@$(VENV)-floors/bin/python tests/floors.py $(TESTS)
-
-soak: $(WITH_DEV) ## kill the quickstart 20 times at random: the results must be the same; SOAK="--kills 5 --epochs 3"
-	@PYTHONPATH=tests $(VENV_PYTHON) -m soak $(SOAK)
-
-fuzz: $(WITH_DEV) ## fuzz all readers of untrusted files; FUZZ_INPUTS=100000 sets the number of inputs of each kind
-	@FUZZ_INPUTS=$(FUZZ_INPUTS) $(VENV_PYTHON) -m pytest -m slow tests/fuzz
 
 slurm: $(WITH_DEV) ## test jobs in a local Slurm; needs root, slurm-wlm and munge
 	@$(VENV_PYTHON) -m pytest tests/slurm/jobs.py

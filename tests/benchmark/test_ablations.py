@@ -8,9 +8,9 @@ import plain
 import pytest
 import torch
 import world
+from differences import differences
 from plain import normalized, relative_error
 from runs import CONFIGS, at_step, curves_of, fit_student
-from soak.comparison import differences
 from test_student import IMAGES, first_batch, new_student, require_plain_step
 from world import make_student
 

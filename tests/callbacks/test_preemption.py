@@ -72,12 +72,11 @@ def test_after_the_notice_a_job_ends_the_step_saves_and_resumes_as_if_uninterrup
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_a_process_saves_and_the_same_command_ends_as_if_uninterrupted(
-    number, processes, tmp_path, monkeypatch, teacher_run
+    processes, tmp_path, monkeypatch, teacher_run
 ):
     asked = pretend(monkeypatch, tmp_path)
-    steps = ["--trainer.limit_train_batches=50", f"--model.init_args.teacher={teacher_run}"]
+    steps = ["--trainer.limit_train_batches=20", f"--model.init_args.teacher={teacher_run}"]
     steps += ["--data.init_args.num_workers=0", "--checkpoint_every=1"]
     if processes > 1:
         steps += ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -90,11 +89,11 @@ def test_a_signal_to_a_process_saves_and_the_same_command_ends_as_if_uninterrupt
     assert whole.returncode == 0, err
     process = fit("out")
     wait_for(lambda: (out / LAST).exists() or process.poll() is not None)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGUSR1)
     _, err = process.communicate()
-    assert process.returncode == (75 if number == signal.SIGUSR1 else 143), err
-    assert asked.exists() == (number == signal.SIGUSR1)
-    assert 0 < torch.load(out / LAST, weights_only=True)["global_step"] < 100
+    assert process.returncode == 75, err
+    assert asked.exists()
+    assert 0 < torch.load(out / LAST, weights_only=True)["global_step"] < 40
     process = fit("out")
     _, err = process.communicate()
     assert process.returncode == 0, err

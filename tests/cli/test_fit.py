@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from differences import differences
 from lightning.pytorch import Trainer
 from runs import (
     AVERAGING,
@@ -27,7 +28,6 @@ from runs import (
     fit_teacher,
 )
 from runs import test as run_test
-from soak.comparison import differences
 from torch import distributed
 
 from kdpl.__main__ import main

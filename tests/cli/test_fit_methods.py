@@ -1,8 +1,8 @@
 """Each further method of prompting, from the first epoch to an exported file."""
 
 import pytest
+from differences import differences
 from runs import CONFIGS, DATA, SHORT, TEACHER, at_step, fit_student
-from soak.comparison import differences
 
 from kdpl.__main__ import main
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from differences import differences
 from rich.console import Console
 from runs import DATA, SHORT, STAGES, configs, error_line, files_of, image_folder, interrupted_at
 from slurm_job import pretend
-from soak.comparison import differences
 
 from kdpl import StudentDistillation
 from kdpl.__main__ import main

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from differences import differences
 from runs import DATA, SHORT, STAGES, TEACHER, error_line, start_process
-from soak.comparison import differences
 
 from kdpl.__main__ import main
 

@@ -1,8 +1,10 @@
 """Artifacts crafted on purpose: each is refused in one sentence that names the file and its own remedy."""
 
 import json
+import random
 import re
 import struct
+from copy import deepcopy
 from functools import partial, reduce
 
 import pytest
@@ -21,9 +23,9 @@ from kdpl.runtime.artifacts import write_tensors
 
 DEEP = "[" * 10_000 + "]" * 10_000
 # none of a kind that some field has
-VALUES = ("-7", "NaN", "[1]", '{"a": 1}', "1" * 4000, json.dumps("x" * 1_000_000), DEEP)
+VALUES = ("-7", "NaN", "[1]", '{"a": 1}', json.dumps("x" * 1_000_000), DEEP)
 OPTIONAL = ("num_base", "context", "class_texts", "resize_mode", "interpolation", "text.length")
-"""Fields that may be null or missing, as may those of the decoding."""
+"""Fields that may be missing, as may those of the decoding."""
 
 
 def refused(call, path, remedy):
@@ -41,22 +43,17 @@ def paths_of(fields, prefix=""):
 
 
 def invalid(fields):
-    """The fields as JSON with one of them left out, null, or with values of another kind, four of them in turns."""
+    """The fields as JSON with one of them left out, or with values of another kind, three of them in turns."""
     for number, path in enumerate(paths_of(fields)):
         *outer, name = path.split(".")
-        values = [VALUES[(4 * number + i) % len(VALUES)] for i in range(4)]
-        optional = path.endswith(OPTIONAL) or path.startswith("decoding")
-        values += [] if optional else ["null", None]
-        # what might be taken for a number
-        is_number = type(reduce(dict.__getitem__, outer, fields)[name]) in (int, float)
-        values += ["true", '"7"'] if is_number else []
-        for value in values:
-            copy = json.loads(json.dumps(fields))
-            inner = reduce(dict.__getitem__, outer, copy)
-            inner[name] = "@here@"
-            if value is None:
-                del inner[name]
-            yield json.dumps(copy).replace('"@here@"', str(value))
+        copy = deepcopy(fields)
+        inner = reduce(dict.__getitem__, outer, copy)
+        inner[name] = "@here@"
+        for i in range(3):
+            yield json.dumps(copy).replace('"@here@"', VALUES[(3 * number + i) % len(VALUES)])
+        if not path.endswith(OPTIONAL) and not path.startswith("decoding"):
+            del inner[name]
+            yield json.dumps(copy)
 
 
 def header_of(path):
@@ -65,16 +62,14 @@ def header_of(path):
     return json.loads(header["__metadata__"]["kdpl"])
 
 
+HELD_OUT = HeldOutScores(1.5, *torch.rand(2, 3), torch.ones(3, dtype=torch.bool))
+
+
 @pytest.fixture(scope="module")
 def vectors():
     return world.frozen_vectors(
         class_texts=("a crab", ("a horse", "pony"), "c", "d", "e, of the sea")
     )
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)})
 
 
 @pytest.fixture
@@ -85,17 +80,21 @@ def classifier_folder(tmp_path, vectors, clip_of):
     return tmp_path / "c"
 
 
-def test_every_invalid_field_of_class_vectors_and_prompts_is_refused(vectors, prompts, tmp_path):
-    path = tmp_path / "v.safetensors"
-    for artifact, tensors, teacher in (
-        (vectors, {"class_vectors": vectors.vectors}, {}),
-        (prompts, dict(prompts.tensors), {"teacher": prompts.teacher}),
+def test_every_invalid_field_of_an_artifact_is_refused(vectors, tmp_path):
+    prompts = world.tuned_prompts({"vision_prompts.tokens": torch.randn(2, 3, 48)})
+    path, held_out = tmp_path / HeldOutScores.file, partial(HeldOutScores.read, tmp_path, "ab")
+    for save, load, more in (
+        (vectors.save, partial(ClassVectors.load, path), {}),
+        (prompts.save, partial(TunedPrompts.load, path), {"teacher": prompts.teacher}),
+        (lambda _: HELD_OUT.save(tmp_path, "ab"), held_out, {}),
     ):
-        artifact.save(path)
-        for header in invalid(header_of(path) | teacher):
+        save(path)
+        load()
+        tensors = load_file(path)
+        for header in invalid(header_of(path) | more):
             # a text that fits makes another fingerprint, as the words of the context and the method do
             save_file(tensors, path, metadata={"kdpl": header})
-            refused(partial(type(artifact).load, path), path, ": ")
+            refused(load, path, ": ")
 
 
 def test_every_invalid_field_of_a_classifier_is_refused_with_its_remedy(classifier_folder):
@@ -105,46 +104,41 @@ def test_every_invalid_field_of_a_classifier_is_refused_with_its_remedy(classifi
         refused(load, classifier_folder, "give the classifier folder of a")
 
 
-@pytest.mark.parametrize(
-    "last", [(), (5,), (None,), ("",), ("a\nb",), ("\u202egpj",), ("x" * 9999,)]
-)
-def test_class_names_that_cannot_be_shown_or_counted_are_refused(last, vectors, tmp_path):
+def test_weights_with_another_byte_are_read_or_refused_in_one_sentence(classifier_folder):
+    path, draw, refusals = classifier_folder / "model.safetensors", random.Random(1), 0  # noqa: S311
+    intact = path.read_bytes()
+    for _ in range(50):
+        changed = bytearray(intact)
+        changed[draw.randrange(600)] = draw.randrange(256)
+        path.write_bytes(changed)
+        try:
+            Classifier.load(classifier_folder)
+        except KdplError as error:
+            refusals += 1
+            assert "\n" not in str(error)  # noqa: PT017 - many are refused, not all
+    assert refusals > 10
+
+
+def test_class_names_that_cannot_be_shown_are_refused(vectors, tmp_path):
     path, fields = tmp_path / "v.safetensors", vectors.fields()
-    fields["class_names"] = ["a", "b", "c", "d", *last]
+    fields["class_names"] = ["a", "b", "c", "d", "a\nb"]
     write_tensors(path, VECTORS_KIND, 1, {"class_vectors": vectors.vectors}, fields)
     refused(lambda: ClassVectors.load(path), path, "run stage 1 again")
-
-
-HELD_OUT = HeldOutScores(1.5, *torch.rand(2, 3), torch.ones(3, dtype=torch.bool))
-
-
-def test_every_invalid_field_of_held_out_scores_is_refused(tmp_path):
-    path, read = tmp_path / HeldOutScores.file, partial(HeldOutScores.read, tmp_path, "ab")
-    HELD_OUT.save(tmp_path, "ab")
-    assert len(read()) == 3
-    tensors = load_file(path)
-    for header in invalid(header_of(path)):
-        save_file(tensors, path, metadata={"kdpl": header})
-        refused(read, path, ": ")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"correct": torch.tensor([1, 1, 1])},
-        {"scores": None},
         {"scores": torch.rand(2)},
-        {"scores": torch.rand(3, 1)},
-        {"scores": torch.rand(3).half()},
         {name: getattr(HELD_OUT, name)[:0] for name in HeldOutScores.shapes},
     ],
 )
 def test_held_out_scores_that_cannot_be_are_refused(changes, tmp_path):
     path = tmp_path / HeldOutScores.file
     HELD_OUT.save(tmp_path, "ab")
-    tensors, header = {**load_file(path), **changes}, json.dumps(header_of(path))
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    save_file(tensors, path, metadata={"kdpl": header})
+    header = {"kdpl": json.dumps(header_of(path))}
+    save_file(load_file(path) | changes, path, metadata=header)
     refused(partial(HeldOutScores.read, tmp_path, "ab"), path, "its tensors are invalid")
 
 
@@ -154,15 +148,11 @@ def raw(header, data=b"\0" * 64, length=None):
     return struct.pack("<Q", length or len(text)) + text + data
 
 
-def header_of_one(shape, offsets):
-    return {"t": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}
-
-
+HUGE = {"dtype": "F32", "shape": (10**9, 512), "data_offsets": (0, 2048 * 10**9)}
 HEADERS = {
     "length 2^60": raw({}, length=2**60),
-    "10^9 classes": raw(header_of_one(shape=(10**9, 512), offsets=(0, 2048 * 10**9))),
+    "10^9 classes": raw({"t": HUGE}),
     "nested": raw(b'{"t":' + DEEP.encode() + b"}"),
-    "no edges": raw(header_of_one(shape=(0, 5), offsets=(0, 0)), b""),
 }
 
 
@@ -181,7 +171,6 @@ def test_headers_that_lie_are_refused(header, classifier_folder, tmp_path):
     [
         {"embed_dim": 10**9},
         {"vision_cfg": {"timm_model_name": "hf-hub:somebody/model"}},
-        {"vision_cfg": {"layers": [256] * 10_000}},
         {"text_cfg": {"hf_model_name": "somebody/model"}},
     ],
 )
@@ -201,13 +190,3 @@ def test_weights_that_are_not_finite_or_belong_nowhere_are_refused(classifier_fo
     refused(lambda: Classifier.load(classifier_folder), classifier_folder, "not finite")
     save_file({**tensors, "more": torch.ones(1)}, path)
     refused(lambda: Classifier.load(classifier_folder), classifier_folder, "'more' is unknown")
-
-
-def test_names_that_would_break_the_sentence_that_quotes_them_are_escaped(prompts, tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_tensors(path, VECTORS_KIND, "\n", {"class_vectors": torch.zeros(1, 1)}, {})
-    refused(lambda: ClassVectors.load(path), path, r"has format version \n, this kdpl reads")
-    prompts.save(path)
-    header = {"kind": "tuned prompts", **header_of(path)}
-    save_file({"\n": torch.full((2,), float("nan"))}, path, metadata={"kdpl": json.dumps(header)})
-    refused(lambda: TunedPrompts.load(path), path, r"holds a tensor '\n' that is not finite")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from campaigns import BASE_TO_NOVEL, FEW, ROWS, make_trees, written
+from differences import differences
 from runs import CONFIGS, DATA, STAGES, TEACHER, configs, wait_for
 from slurm.cluster import Cluster, missing
-from soak.comparison import differences
 
 from kdpl.benchmark.steps import read_all
 

@@ -11,10 +11,7 @@ SHOWN = (".html", ".png")
 
 
 def differences(reference, folder):
-    """The differences of a run's folder from that of a run that was never interrupted, a sentence each.
-
-    Both were written under the same name; rows of metrics.csv may be missing, of epochs in which the run was killed.
-    """
+    """The differences of a run's folder from that of a run that was never interrupted, a sentence each."""
     expected, found = set(files_of(reference)), set(files_of(folder))
     said = [f"{name} is missing" for name in sorted(expected - found)]
     said += [f"{name} was left behind" for name in sorted(found - expected)]
@@ -30,7 +27,7 @@ def differences(reference, folder):
 
 
 def different_metrics(reference, other):
-    """Return the metrics with another value at a step."""
+    """Return the metrics with another value at a step; those of an epoch that was cut off may be missing."""
     a, b = ({k: dict(v) for k, v in read_metrics(file).items()} for file in (reference, other))
     return [key for key in b if key not in SPEED and not b[key].items() <= a.get(key, {}).items()]
 
