@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from kdpl import StudentDistillation, TeacherPromptTuning
+from kdpl import TeacherPromptTuning
 from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.runtime.run_folder import LAST
 
@@ -103,7 +103,6 @@ class TakeOver(Callback):
 def main(kind: str, file: str, *settings: str) -> None:
     """Write the run folder of a published file."""
     stage = parse_stage("fit", list(settings))
-    stage.require_stage(TeacherPromptTuning if kind == "teacher" else StudentDistillation, kind)
     trainer = dict.fromkeys(("max_epochs", "limit_train_batches", "num_sanity_val_steps"), 0)
     model = {"averaging": None} if kind == "teacher" else {"vision_prompts": {"init": "normal"}}
     stage = stage.derive({"trainer": trainer, "model": {"init_args": model}})

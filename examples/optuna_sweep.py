@@ -4,7 +4,8 @@
     python examples/optuna_sweep.py 20 runs/optuna --config student/quickstart \
         --config data/digits --config trainer/cpu --model.init_args.teacher runs/quickstart/teacher
 
-Trials are compared on validation images. The best one's folder has its classifier and config.
+Trials are compared on validation images, and kept in study.db: the same command continues there.
+The best one's folder has its classifier and config.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.trial import TrialState
 
 from kdpl.cli.fit import parse_stage, run_stage
 from kdpl.cli.stage_cli import KdplCLI
@@ -51,10 +53,20 @@ def objective(trial: optuna.Trial, student: KdplCLI, out: Path) -> float:
 
 
 def main(trials: int, out: Path, settings: list[str]) -> optuna.Study:
-    """Run trials of the student of these settings."""
+    """Run so many trials of the student of these settings, fewer if some are finished."""
+    out.mkdir(parents=True, exist_ok=True)
     student = parse_stage("fit", [*settings, "--trainer.check_val_every_n_epoch=1"])
-    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
-    study.optimize(lambda trial: objective(trial, student, out), trials)
+    study = optuna.create_study(
+        study_name="student",
+        storage=f"sqlite:///{out}/study.db",
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(),
+    )
+    finished = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    study.optimize(lambda trial: objective(trial, student, out), max(trials - len(finished), 0))
+    for trial in study.trials:
+        print(f"{trial.number:03} {trial.state.name:8} {trial.value} {trial.params}")
     best = study.best_trial
     print(f"{METRIC} {100 * study.best_value:.2f} % with {best.params}: {out}/{best.number:03}")
     return study

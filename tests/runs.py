@@ -78,7 +78,7 @@ test.__test__ = False
 
 @contextmanager
 def interrupted_at(step):
-    """Interrupt ``run`` or ``search`` as it begins the step of this number, counted from 1."""
+    """Interrupt ``run`` or a search as it begins the step of this number, counted from 1."""
     began, original = [], kdpl.cli.fit.run_stage
 
     def run_stage(stage):

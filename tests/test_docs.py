@@ -154,8 +154,6 @@ def fits_of(words):
         for stage, teacher in (("teacher", []), ("student", ["--model.init_args.teacher=T"])):
             configs = [f"--config={find_config(file, stage)}" for file in options[stage]]
             yield ["fit", *shared, *configs, *teacher, "--out=stage", *settings]
-    elif words[0] == "search":
-        yield ["fit", "--out=stage", *settings]
 
 
 def test_every_command_that_a_text_shows_is_understood(

@@ -164,7 +164,9 @@ def test_a_sweep_prunes_trials_and_its_best_one_has_a_classifier(tmp_path, teach
         patch.setattr(optuna.pruners, "MedianPruner", lambda: pruner)
         settings = [*runs.DATA, *runs.STUDENT, *runs.SHORT]
         teacher = f"--model.init_args.teacher={teacher_run}"
-        study = sweep["main"](3, tmp_path, [*settings, teacher])
+        sweep["main"](2, tmp_path, [*settings, teacher])
+        for _ in range(2):
+            study = sweep["main"](3, tmp_path, [*settings, teacher])
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert [len(trial.intermediate_values) for trial in study.trials] == [2, 1, 2]

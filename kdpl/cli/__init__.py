@@ -15,7 +15,6 @@ COMMANDS = {
     "estimate": "kdpl.report.command:estimate",
     "init": "kdpl.cli.init:init",
     **dict.fromkeys(STAGES, "kdpl.cli.fit:run_command"),
-    "search": "kdpl.cli.search:search",
     "export": "kdpl.cli.export:export",
     "class-vectors": "kdpl.cli.class_vectors:class_vectors",
     "serve": "kdpl.serve.command:serve",
@@ -43,7 +42,6 @@ train:
   fit            one stage: train what --config says into the folder --out
   validate       accuracies of a run on the validation split
   test           accuracies and predictions of a run on the test split
-  search         choose what of a student is trained, by short fits compared without labels
 
 use:
   export         write a classifier as a file that runs without kdpl, and check it

@@ -78,9 +78,9 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     Args:
         command: A typed function with a Google docstring. Positional parameters become positional
             arguments, where a list takes any number; keyword-only ones become options, where a list
-            may be repeated and a bool is a flag. A parameter ``settings`` takes all options that
-            are not the command's own, with what follows them; ``rule`` takes those that decide
-            what is predicted.
+            may be repeated, a list or None may have no values, and a bool is a flag. A parameter
+            ``settings`` takes all options that are not the command's own, with what follows them;
+            ``rule`` takes those that decide what is predicted.
         argv: Its arguments.
         prog: Name of the command, for help and errors.
     """
@@ -159,6 +159,9 @@ def _add_arguments(parser: Parser, function: Callable[..., Any]) -> None:
 def _how(kind: Any, positional: bool, required: bool) -> dict[str, Any]:
     if kind is bool:
         return {"action": "store_true"}
+    for list_or_none in get_args(kind):
+        if get_origin(list_or_none) is list:
+            return {"type": get_args(list_or_none)[0], "nargs": "*", "action": "extend"}
     if get_origin(kind) is list:
         some = "+" if required or not positional else "*"
         action = {} if positional else {"action": "extend"}
@@ -190,14 +193,6 @@ def _made_of_options(options: dict[str, Any]) -> list[tuple[Any, str]]:
         if texts:
             results.append((function(**values), " ".join(texts)))
     return results
-
-
-def require_settings(command: str, of: str, settings: Sequence[str]) -> None:
-    """Raise a ConfigError if a command that takes the settings of a fit is given none."""
-    if not settings:
-        raise ConfigError(
-            f"{command} needs the settings of {of}: give --config FILE (--help tells more)"
-        )
 
 
 def require_file(option: str, value: str | None) -> None:

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import NonNegativeInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
 from kdpl.cli import find_command
 from kdpl.data.options import ClassOptions
@@ -45,7 +45,7 @@ def run(
     out: str | None = None,
     seed: int = 1,
     shots: NonNegativeInt | None = None,
-    search: bool = False,
+    search: list[PositiveFloat] | None = None,
     class_names: str | None = None,
     label_separator: str | None = None,
     settings: list[str],
@@ -70,8 +70,9 @@ def run(
         seed: Seed of sampling, initialisation and order.
         shots: Labelled images a class, short for --data.init_args.shots; with 0 the teacher is the
             original CLIP.
-        search: Choose what of the student is trained before it is distilled, without labels, as the
-            command search does, which costs about one more fit.
+        search: Choose what of the student is trained before it is distilled, by short fits that are
+            compared without labels: the student as configured, and its whole image tower at these
+            learning rates (default: 0.0001 0.0003 0.001). Costs about one more fit.
         class_names: With PATH, file with the names of all classes, as for init.
         label_separator: With a table as PATH, character between two classes of a label, as for
             init.
@@ -167,7 +168,9 @@ def _require_options(required: Mapping[str, Any], classes: ClassOptions) -> None
             )
 
 
-def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalStep]:
+def _steps(
+    out: Path, stages: "dict[str, KdplCLI]", rates: Sequence[float] | None
+) -> list[LocalStep]:
     """Return the steps, fits first; a search replaces the student's settings in ``stages``."""
     from kdpl.cli.fit import run_stage
     from kdpl.cli.prepare import is_tuned, untuned
@@ -205,14 +208,14 @@ def _steps(out: Path, stages: "dict[str, KdplCLI]", search: bool) -> list[LocalS
         lambda: stages["student"],
     )
     searches = list[LocalStep]()
-    if search:
+    if rates is not None:
         student, folder = stages["student"], out / "search"
         if distil.done() and not folder.exists():
             raise ConfigError(
                 f"{distil.folder} was distilled, and {folder} does not exist: remove the first to "
                 "search, leave --search out, or choose another --out"
             )
-        candidates = candidates_of(student, folder)
+        candidates = candidates_of(student, folder, rates)
 
         def choose() -> None:
             decoded = out / "teacher" / DECODED_FILE

@@ -15,12 +15,15 @@ _POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
 
 @dataclass(frozen=True)
 class Options:
-    """Configs by name, as options of ``run`` take them, settings of both stages, and the rest."""
+    """Configs by name, as options of ``run`` take them, settings of both stages, and the rest.
+
+    ``search`` has the learning rates to try, by default those of ``run --search``; None: no search.
+    """
 
     config: Sequence[str] = ()
     teacher: Sequence[str] = ()
     student: Sequence[str] = ()
-    search: bool = False
+    search: Sequence[float] | None = None
     settings: Sequence[str] = ()
     seed: int = 1
 
@@ -41,7 +44,9 @@ class Options:
         for option in ("config", "teacher", "student"):
             for value in getattr(self, option):
                 words += [f"--{option}", Path(value) if Path(value).exists() else value]
-        return words + ["--search"] * self.search + [f"--seed={self.seed}"] * (self.seed != 1)
+        if self.search is not None:
+            words += ["--search", *map(str, self.search)]
+        return words + [f"--seed={self.seed}"] * (self.seed != 1)
 
     def in_full(self, out: Path) -> str:
         """Return the command with these options, to be pasted in any folder."""
@@ -92,7 +97,8 @@ class Choice:
         trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
         target = [] if any(name.startswith("model.target") for name in names) else [self.target]
         reasons = dict(self.reasons)
-        if self.search and options.student and not options.search:
+        searches = self.search and options.search is None and not options.student
+        if self.search and options.student and options.search is None:
             reasons["search"] = (
                 "no search, since you give --student: add --search to choose what of it is trained"
             )
@@ -101,13 +107,13 @@ class Choice:
             config=[data, *trainer, *options.config],
             teacher=options.teacher or self.teacher,
             student=[*(options.student or self.student), *target],
-            search=options.search or (self.search and not options.student),
+            search=() if searches else options.search,
         )
         is_chosen = {
             "trainer": trainer,
             "models": not (options.teacher and options.student),
             "target": target,
-            "search": self.search and not options.search,
+            "search": self.search and options.search is None,
         }
         return completed, [why for name, why in reasons.items() if is_chosen[name]]
 

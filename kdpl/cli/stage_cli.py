@@ -209,14 +209,6 @@ class KdplCLI(LightningCLI):
             inform(f"{'resuming from' if self.command == 'fit' else 'using'} {last}")
         return str(chosen or last)
 
-    def require_stage(self, stage: type[LightningModule], name: str) -> None:
-        """Refuse settings that are not those of a stage, whose folder of configs has this name."""
-        if not issubclass(resolve_name(self.config.model.class_path), stage):
-            raise ConfigError(
-                f"the settings are those of {self.config.model.class_path}, expected those of a "
-                f"{name}: give a --config of that stage, such as {name}/quickstart"
-            )
-
     def build(self, config: Namespace) -> None:
         """Build data, model and trainer from settings that the run's config does not keep."""
         seed_everything(config.seed_everything, workers=True)

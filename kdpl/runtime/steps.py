@@ -1,4 +1,4 @@
-"""Steps of longer commands: ``run``, ``search`` and ``benchmark`` resume where one is not done."""
+"""Steps of longer commands: ``run`` and ``benchmark`` resume where one is not done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ def in_full(capsys):
         ["trainer/cpu"],
         ["quickstart", "configs of mine/teacher.yaml"],
         ["quickstart", "my student.yaml"],
-        search=True,
+        search=[3e-6],
         settings=["--trainer.max_epochs", "2"],
         seed=3,
     )
@@ -141,7 +141,7 @@ def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkey
 
 def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):
     def names_paths(**more):
-        return Options(["trainer/cpu"], ["quickstart"], [], search=False, **more).way_here()
+        return Options(["trainer/cpu"], ["quickstart"], [], **more).way_here()
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()

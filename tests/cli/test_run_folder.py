@@ -140,16 +140,14 @@ def test_what_is_given_wins():
     options, reasons = chosen(Options())
     assert options.config == ["data.yaml", "trainer/cpu"]
     assert (options.teacher, options.student) == (["quickstart"], ["quickstart", "refined"])
-    assert options.search
+    assert options.search == ()
     assert len(reasons) == 4
 
-    options, reasons = chosen(
-        Options(["trainer/gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"], search=False)
-    )
+    options, reasons = chosen(Options(["trainer/gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"]))
     assert options.config == ["data.yaml", "trainer/gpu"]
     assert options.teacher == ["promptsrc_vit_l14"]
     assert options.student == ["promptkd_vit_b16", "refined"]
-    assert not options.search
+    assert options.search is None
     # that of the target, and that nothing is searched
     assert len(reasons) == 2
     assert "add --search" in reasons[1]
