@@ -141,6 +141,7 @@ def test_a_project_names_its_own_classes_by_class_path(tmp_path, monkeypatch, ca
     monkeypatch.syspath_prepend(folder)
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     shared = [f"--config={folder / 'shapes.yaml'}", *configs("trainer/cpu.yaml"), *ONE_EPOCH]
+    shared.append("--trainer.limit_train_batches=2")
     run = [*shared, *configs("teacher/quickstart.yaml"), f"--out={teacher}"]
     assert main(["fit", *run]) == 0
     assert ClassVectors.load(teacher / CLASS_VECTORS_FILE).task == "shapes.Smoothed"
@@ -162,6 +163,7 @@ def test_a_sweep_prunes_trials_and_its_best_one_has_a_classifier(tmp_path, teach
     pruner = Mock(**{"prune.side_effect": lambda _, trial: trial.number == 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optuna.pruners, "MedianPruner", lambda: pruner)
+        patch.setattr("kdpl.confidence.companions.make_companions", lambda *_: [])
         settings = [*runs.DATA, *runs.STUDENT, *runs.SHORT]
         teacher = f"--model.init_args.teacher={teacher_run}"
         sweep["main"](2, tmp_path, [*settings, teacher])
@@ -210,9 +212,7 @@ def test_the_photographs_of_the_example_come_from_its_repository(tmp_path):
 
 
 @pytest.mark.parametrize("by_confidence", [False, True])
-def test_several_teachers_are_mixed_for_each_image(
-    by_confidence, teacher_run, monkeypatch, tmp_path
-):
+def test_several_teachers_are_mixed_for_each_image(by_confidence, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(PAGE.parent / "examples")
     from several_teachers import SeveralTeachers
 
@@ -229,13 +229,18 @@ def test_several_teachers_are_mixed_for_each_image(
     assert torch.equal(values.logits, mixed.logits)
     assert made_from == {"seed": 1}
 
-    # the same teacher twice, as a run and as itself, changes nothing
-    teacher = shutil.copytree(teacher_run, tmp_path / "teacher")
+
+def test_a_teacher_beside_itself_changes_nothing(teacher_run, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(PAGE.parent / "examples")
+    from several_teachers import SeveralTeachers
+
+    teacher, predicted = shutil.copytree(teacher_run, tmp_path / "teacher"), []
     options = ["--model.init_args.target=several_teachers.SeveralTeachers", *ONE_EPOCH]
-    predicted = []
+    options.append("--data.init_args.unlabeled_share=0.1")
     for name, others in (("one", "[]"), ("two", f"[{teacher}]")):
         others = f"--model.init_args.target.others={others}"
         assert runs.fit_student(tmp_path / name, teacher, *options, others) == 0
+        target = SeveralTeachers([])
         predicted.append(target.load(tmp_path / name / target.file)[0].logits)
     torch.testing.assert_close(*predicted)
 

@@ -75,8 +75,8 @@ def test_a_label_is_mixed_with_the_teachers_prediction_where_there_is_one():
     assert torch.equal(mixed[1], logits[1])
 
 
-OVERLAYS = ["feature_l1", "logit_mse", "own_text_features", "labeled"]
-LIKE = [pytest.param(name, marks=pytest.mark.slow) for name in ("feature_mse", "logit_l1")]
+OVERLAYS = ["feature_l1", "own_text_features", "labeled"]
+LIKE = [pytest.param(n, marks=pytest.mark.slow) for n in ("feature_mse", "logit_l1", "logit_mse")]
 
 
 @pytest.mark.usefixtures("without_companions")

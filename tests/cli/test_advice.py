@@ -3,13 +3,9 @@
 import ast
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-import yaml
 from rich.console import Console
 
 import kdpl
@@ -18,29 +14,11 @@ from kdpl.cli.arguments import parse
 from kdpl.cli.fit import parse_stage
 from kdpl.cli.run_defaults import Options
 from kdpl.cli.run_summary import summarize
-from kdpl.errors import KdplError
 from kdpl.runtime.configs import find_config
-from kdpl.runtime.faults import sentence
-from kdpl.tasks import MULTI_CLASS
 
 COMMAND = re.compile(
     r"python -m kdpl (.+?)(?: tells how| decodes every image|, and give| with labelled|\)|$)", re.M
 )
-
-TESTED = {
-    "out": "my runs/teacher",
-    "data": {"class_path": "kdpl.DomainDataModule", "init_args": {"dataset": "digits"}},
-    "model": {
-        "class_path": "kdpl.TeacherPromptTuning",
-        "init_args": {"clip": {"model": "tiny-teacher", "pretrained": "glyphs"}},
-    },
-}
-
-
-def error_of(function, *args):
-    with pytest.raises(KdplError) as raised:
-        function(*args)
-    return sentence(raised.value)
 
 
 def in_full(capsys):
@@ -64,42 +42,6 @@ def after_run(capsys):
     return capsys.readouterr().out
 
 
-def run_without_a_test(capsys):
-    run_folder = pytest.importorskip("kdpl.report.run_folder")
-    intervals = pytest.importorskip("kdpl.report.intervals")
-    folder = Path("my runs/teacher")
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(TESTED))
-    stage = run_folder.Stage(folder)
-    prediction = SimpleNamespace(correct=True, half_prediction_number=None)
-    tested = SimpleNamespace(folder=folder, predictions=[prediction])
-    run = SimpleNamespace(vectors=SimpleNamespace(num_base=1))
-    untested = error_of(lambda: stage.predictions)
-    return f"{untested}\n{error_of(intervals.scores_of, run, tested)}"
-
-
-def too_few_held_out_images(capsys):
-    pytest.importorskip("kdpl.confidence")
-    from kdpl.confidence.decision import decision_rule
-    from kdpl.confidence.held_out import NAME, HeldOutScores
-
-    folder, none = Path("my runs/student/classifier"), torch.empty(0)
-    folder.mkdir(parents=True)
-    held_out = HeldOutScores(1.0, none, none, none > 0)
-
-    def classifier(**companions):
-        return SimpleNamespace(folder=folder, companions=companions, task=MULTI_CLASS)
-
-    return "\n".join(
-        error_of(*advised)
-        for advised in (
-            (decision_rule, classifier(), 0.05),
-            (decision_rule, classifier(**{NAME: held_out}), 0.05),
-            (decision_rule, classifier(**{NAME: replace(held_out, sampled=True)}), None, 0.9),
-        )
-    )
-
-
 def missing_data(capsys):
     readers = pytest.importorskip("kdpl.data.readers.benchmark")
     download = pytest.importorskip("kdpl.benchmark.download")
@@ -108,7 +50,7 @@ def missing_data(capsys):
     return f"{capsys.readouterr().out}\n{dataset.damaged(Path('split.json'), 'is empty')}"
 
 
-ADVICE = [in_full, after_run, run_without_a_test, too_few_held_out_images, missing_data]
+ADVICE = [in_full, after_run, missing_data]
 
 
 @pytest.mark.parametrize("advise", ADVICE)

@@ -31,17 +31,8 @@ def test_one_batch_runs_from_end_to_end(fit):
 
 
 def test_ten_images_are_learned_by_heart(fit):
-    losses = [
-        loss for _, loss in curves_of(fit("overfit", "--trainer.max_epochs=60"))["train/loss"]
-    ]
-    assert len(losses) == 60
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_the_ten_images_and_their_views_are_the_same_in_each_epoch(fit):
-    still = ["--model.init_args.optim.lr=1e-12", "--model.init_args.optim.warmup_lr=1e-12"]
-    first, *rest = curves_of(fit("overfit", "--trainer.max_epochs=3", *still))["train/loss"]
-    assert [loss for _, loss in rest] == pytest.approx([first[1]] * 2, rel=1e-5)
+    losses = curves_of(fit("overfit", "--trainer.max_epochs=40"))["train/loss"]
+    assert losses[-1][1] < 0.5 * losses[0][1]
 
 
 def test_the_profile_names_what_took_how_long(fit):

@@ -24,22 +24,10 @@ def export(classifier, kind, out, *more):
     return main(["export", str(classifier), f"--format={kind}", f"--out={out}", *more])
 
 
-# what is in the files of each format is tested in tests/classifier/formats
-@pytest.mark.slow
-def test_a_file_of_8_bits_is_calibrated_and_compared(classifier, digits, tmp_path, capsys):
-    pytest.importorskip("onnx")
-    options = (f"--calibration={digits}", "--agreement=0.9")
-    assert export(classifier, "onnx-int8", tmp_path / "q.onnx", *options) == 0
-    printed, err = capsys.readouterr()
-    assert "of 60 images (" in printed
-    assert err == ""
-
-
 @pytest.mark.parametrize(
     ("kind", "options", "difference", "words"),
     [
         ("onnx", ["--input=float"], {}, None),
-        ("onnx", ["--tolerance=-1"], {}, ["60 of 60 images", "--tolerance"]),
         ("onnx", [], {"largest": float("nan")}, ["off by at most nan"]),
         ("onnx-int8", [], {"same": 58}, ["58 of 60 images (96.7%)", "98.0%", "--agreement"]),
         ("onnx-int8", ["--agreement=0.96"], {"same": 58}, None),
@@ -65,18 +53,6 @@ def test_a_file_that_differs_too_much_is_not_kept(
     else:
         refused(capsys, code, *words, "was not kept")
     assert out.exists() == (words is None)
-
-
-@pytest.mark.slow
-def test_a_file_with_added_classes_predicts_as_the_classifier(
-    classifier, teacher_run, digits, tmp_path, capsys
-):
-    pytest.importorskip("onnxruntime")
-    further, out = tmp_path / "further.safetensors", tmp_path / "c.onnx"
-    NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
-    options = (f"--add-classes={further}", f"--check={digits}", "--input=float")
-    assert export(classifier, "onnx", out, *options) == 0
-    assert "the same class for 60 of 60 images" in capsys.readouterr().out
 
 
 def test_added_classes_are_written_and_damaged_images_left_out(
@@ -110,10 +86,8 @@ def test_added_classes_are_written_and_damaged_images_left_out(
         ("onnx", "c.pt2", [], ["does not end with .onnx"]),
         ("openvino", "c.xml", [], ["ends with .xml", "--format openvino writes a folder"]),
         ("openvino", "bad", [], ["bad exists already"]),
-        ("onnx", ".", [], ["exists already"]),
         ("openvino", "c", ["--preprocess=inside"], ["inside needs ONNX", "--format onnx"]),
         ("onnx", "c.onnx", ["--preprocess=inside", "--input=float"], ["--input uint8"]),
-        ("onnx", "c.onnx", ["--check=nowhere"], ["nowhere", "does not exist"]),
         ("onnx", "c.onnx", ["--check=bad"], ["broken.png cannot be read"]),
     ],
 )
@@ -129,16 +103,9 @@ def test_wrong_settings_are_named(
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "package", "extra"),
-    [("onnx", "c.onnx", "onnxruntime", "export"), ("openvino", "c", "openvino", "openvino")],
-)
-def test_a_missing_package_is_named(
-    kind, name, package, extra, classifier, tmp_path, capsys, monkeypatch
-):
-    # all others are there, whatever this environment has
+def test_a_missing_package_is_named(classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "kdpl.classifier.formats.registry.find_spec", lambda name: None if name == package else name
+        "kdpl.classifier.formats.registry.find_spec", lambda name: name != "openvino" or None
     )
-    code = export(classifier, kind, tmp_path / name)
-    refused(capsys, code, f"needs {package}", f"pip install 'kdpl[{extra}]'")
+    code = export(classifier, "openvino", tmp_path / "c")
+    refused(capsys, code, "needs openvino", "pip install 'kdpl[openvino]'")

@@ -2,8 +2,6 @@ import atexit
 import json
 import os
 import shutil
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from unittest.mock import patch
@@ -17,7 +15,6 @@ from runs import (
     CONFIGS,
     DATA,
     SHORT,
-    STAGES,
     STUDENT,
     TEACHER,
     configs,
@@ -41,8 +38,6 @@ from kdpl.teacher import TeacherPromptTuning
 
 FIT = ["fit", *DATA, *TEACHER, *SHORT]
 
-TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
-CSV = "{class_path: kdpl.runtime.loggers.MetricsCSV}"
 # needs a package that kdpl does not ask for
 COMET = "{class_path: lightning.pytorch.loggers.CometLogger}"
 EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/acc, mode: up}}"
@@ -62,26 +57,16 @@ def test_a_fit_reads_checkpoints_without_running_code_in_them(tmp_path, monkeypa
     [
         ("model: {class_path: kdpl.DomainDataModule}", ["kdpl.DomainDataModule"]),
         ("data: {init_args: {shot: 4}}", ["'shot'", "in wrong.yaml", "data.init_args.shots?"]),
-        (
-            [*FIT, "--out=out", "--data.init_args.shot=4"],
-            ["'shot'", "on the command line", "data.init_args.shots?"],
-        ),
         # a setting of earlier versions
         ([*FIT, "--data.held_out=0.5"], ["data.init_args.reading.test_share?"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
-        ("seed_everything: false", ["seed", "False"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
         (
             "model: {init_args: {vision_prompts: {depth: 0}, text_prompts: {depth: 0}}}",
             ["trains nothing"],
         ),
         ("trainer: {max_time: '00:00:10:00'}", ["trainer.max_time"]),
-        ("trainer: {accelerator: tpu}", ["torch_xla", "install"]),
         (f"trainer: {{logger: {COMET}}}", ["comet-ml", "install"]),
-        (
-            f"trainer: {{logger: [{CSV}, {{class_path: {TENSORBOARD}, init_args: {{foo: 1}}}}]}}",
-            [TENSORBOARD, "'foo'"],
-        ),
         (f"trainer: {{callbacks: [{EARLY_STOPPING}]}}", ["`mode` can be min, max, got up"]),
         pytest.param(
             "trainer: {accelerator: gpu}",
@@ -91,12 +76,9 @@ def test_a_fit_reads_checkpoints_without_running_code_in_them(tmp_path, monkeypa
             ),
         ),
         ("model", ["wrong.yaml", "no settings"]),
-        (["fit"], ["fit", "--config"]),
         ([*FIT, f"--config={CONFIGS}"], [str(CONFIGS), "is a folder"]),
-        (["fit", *DATA, "--out=out"], ["model"]),
         (["fit", *DATA, *STUDENT, "--out=out"], ["teacher"]),
         (FIT, ["--out"]),
-        (["test", *DATA, *TEACHER, "--ckpt_path=gone.ckpt", "--out=out"], ["gone.ckpt"]),
         (["test", *DATA, *TEACHER, "--out=out"], ["out", "last.ckpt", "--ckpt_path"]),
     ],
 )
@@ -190,7 +172,6 @@ def at_validation(module):
 
 # stage, where it is interrupted, more options, and the step of the last checkpoint
 INTERRUPTIONS = {
-    "first epoch of a teacher": ("teacher", at_end_of(2), [], None),
     "ahead of workers": (
         "student",
         at_end_of(4),
@@ -220,11 +201,9 @@ def test_an_interrupted_fit_ends_as_one_that_was_not(where, tmp_path, capsys, fi
     out = tmp_path / stage
     interrupted(lambda: fits[stage](out, *more), *what)
     last = out / "checkpoints" / "last.ckpt"
-    assert last.exists() == (step is not None)
-    if step is not None:
-        assert torch.load(last, weights_only=True)["global_step"] == step
+    assert torch.load(last, weights_only=True)["global_step"] == step
     assert fits[stage](out, *more) == 0
-    assert ("resuming from" in capsys.readouterr().err) == (step is not None)
+    assert "resuming from" in capsys.readouterr().err
     # config.yaml names the folder; of an epoch that was resumed within, the row has the means of the later steps
     means = ["metrics.csv: train/loss", "metrics.csv: train/agreement"] if step == 3 else []
     expected = [f"{name} differs" for name in ("config.yaml", *means)]
@@ -232,13 +211,12 @@ def test_an_interrupted_fit_ends_as_one_that_was_not(where, tmp_path, capsys, fi
     assert curves_of(out)["val/acc"] == curves_of(uninterrupted / stage)["val/acc"]
 
 
-@pytest.mark.parametrize("command", [FIT, ["run", *DATA, *STAGES]], ids=["fit", "run"])
 def test_a_second_start_into_a_folder_is_refused_while_the_first_runs(
-    command, tmp_path, capsys, monkeypatch
+    tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("kdpl.runtime.lock._PATIENCE_SECONDS", 0)
     with locked(tmp_path):
-        assert main([*command, f"--out={tmp_path}"]) == 1
+        assert main([*FIT, f"--out={tmp_path}"]) == 1
     error_line(capsys, f"another process is running into {tmp_path}", "choose another --out")
 
 
@@ -334,26 +312,17 @@ def test_a_short_option_means_the_same_as_the_long_one_wherever_it_stands(tmp_pa
     assert (given["shots"], given["batch_size"]) == (3, 5)
 
 
-def test_one_batch_is_not_read_as_all_batches():
-    code = f"""
-from typing import Union
-Union[float, int]  # as in rich, if it is imported before Lightning
-from kdpl.cli.stage_cli import KdplCLI
-for number in ("1", "1.0"):
-    args = {[*DATA, *TEACHER]} + [f"--trainer.limit_train_batches={{number}}"]
-    print(repr(KdplCLI("fit", args).config.trainer.limit_train_batches))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "1.0"]
+@pytest.mark.parametrize("number", [1, 1.0])
+def test_one_batch_is_not_read_as_all_batches(number):
+    trainer = settings_of(*DATA, *TEACHER, f"--trainer.limit_train_batches={number}")["trainer"]
+    assert repr(trainer["limit_train_batches"]) == repr(number)
 
 
 def test_help_is_short_and_the_full_help_lists_the_trainers_options(capsys):
-    for command in ("fit", "validate", "test"):
-        assert main([command, "--help"]) == 0
-        out = capsys.readouterr().out
-        assert out.startswith(f"usage: python -m kdpl {command} --config FILE … --out FOLDER")
-        assert out.count("\n") <= 25
-        assert "--ckpt_path" in out
+    assert main(["fit", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m kdpl fit --config FILE … --out FOLDER")
+    assert out.count("\n") <= 25
     with pytest.raises(SystemExit):
         main(["fit", "--full_help"])
     assert "--trainer.max_epochs" in capsys.readouterr().out

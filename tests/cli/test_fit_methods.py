@@ -6,13 +6,11 @@ from runs import CONFIGS, DATA, SHORT, TEACHER, at_step, fit_student
 
 from kdpl.__main__ import main
 
-ATTRIBUTES = [
-    f"--config={CONFIGS}/teacher/atprompt.yaml",
-    "--model.init_args.text_prompts.length=2",
-]
 METHODS = {
-    "ATPrompt": [*ATTRIBUTES, "--model.init_args.text_prompts.depth=2"],
-    "ATPrompt, shallow": [*ATTRIBUTES, "--model.init_args.text_prompts.depth=1"],
+    "ATPrompt": [
+        f"--config={CONFIGS}/teacher/atprompt.yaml",
+        "--model.init_args.text_prompts={length: 2, depth: 2}",
+    ],
     "MMRL": [
         f"--config={CONFIGS}/teacher/mmrl.yaml",
         "--model.init_args.clip={model: tiny-teacher, pretrained: glyphs}",

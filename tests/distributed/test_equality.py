@@ -17,7 +17,6 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdpl.benchmark.choice import BestOnBaseTest
-from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.clip import ClipConfig
 from kdpl.confidence.held_out import HeldOutScores
@@ -149,12 +148,10 @@ def require_same(processes, one, per_step=1):
     assert max(losses) > 1.001 * min(losses), "a loss that does not change proves nothing"
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, processes):
+def test_losses_views_and_learning_rates_are_those_of_one_process(fitted):
     one, otherwise = fitted
     # Lightning may shard the data as well, and finds it done
-    options = {"processes": processes, "use_distributed_sampler": processes == 3}
-    several = otherwise(f"{processes} processes", 24 // processes, **options)
+    several = otherwise("3 processes", 8, processes=3, use_distributed_sampler=True)
     require_same(several, one)
     losses = {name: value for name, value in one["metrics"].items() if name.startswith("train/")}
     assert losses
@@ -170,8 +167,7 @@ def test_losses_views_and_learning_rates_are_those_of_one_process(fitted, proces
             assert torch.equal(values, several[0]["statistics"][-1][name]), name
 
 
-@pytest.mark.parametrize("batches", [0, 1.0])
-def test_fidelity_is_that_of_one_process(batches, tmp_path, teacher_folder):
+def test_fidelity_is_that_of_one_process(tmp_path, teacher_folder):
     (one,), several = (
         fit(
             student(teacher_folder),
@@ -179,7 +175,6 @@ def test_fidelity_is_that_of_one_process(batches, tmp_path, teacher_folder):
             tmp_path / str(n),
             n,
             callbacks=[Fidelity()],
-            limit_val_batches=batches,
         )
         for n in (1, 3)
     )
@@ -267,9 +262,9 @@ def test_gradient_accumulation_is_a_larger_batch(fitted):
 
 
 def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
-    """899 images: no two and no three processes have equally many."""
+    """899 images: no three processes have equally many."""
     rows, results, expected = {}, {}, []
-    for n in (1, 2, 3):
+    for n in (1, 3):
         folder = tmp_path / str(n)
         several = {"devices": n, "strategy": "ddp_fork"} if n > 1 else {}
         settings = {"callbacks": [SaveTestResults()], "use_distributed_sampler": n == 3, **several}
@@ -280,8 +275,8 @@ def test_each_test_image_is_counted_once_with_the_same_prediction(tmp_path):
         expected.append(probabilities)
         assert probabilities == pytest.approx(expected[0], abs=2e-6)
     assert [int(row["index"]) for row in rows[1]] == list(range(899))
-    assert results[3] == results[2] == results[1]
-    assert rows[3] == rows[2] == rows[1]
+    assert results[3] == results[1]
+    assert rows[3] == rows[1]
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])
@@ -303,11 +298,3 @@ def test_no_frozen_tower_is_sent_reduced_or_saved(stage, teacher_folder, tmp_pat
     # nor the class vectors
     assert all("projector" in name for name in notes["more"]["buffers"])
     assert not any("tower" in name for name in notes["more"]["checkpoint"])
-
-
-def test_a_progress_bar_waits_for_no_mean_that_others_compute_later(teacher_folder, tmp_path):
-    module, data = student(teacher_folder), world.digits(12)
-    bar = {"callbacks": [ProgressBar(), BestOnBaseTest()], "enable_progress_bar": True}
-    trainer = world.quiet_trainer(tmp_path, 1, limit_train_batches=2, **two(), **bar)
-    trainer.fit(module, datamodule=data)
-    assert trainer.state.finished

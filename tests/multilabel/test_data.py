@@ -10,7 +10,6 @@ from pages import pages, write_table
 from runs import SHORT, interrupted_at, refused, rows_of
 
 from kdpl.__main__ import main
-from kdpl.data.datasets import label_tensor
 from kdpl.data.domain import build_data
 from kdpl.data.labels import Labels
 from kdpl.data.options import ReadingOptions
@@ -51,7 +50,6 @@ def test_a_cell_is_a_set_of_labels_none_of_the_classes_or_no_label(tmp_path):
     [
         (["a,cat;dog,", "b,,", "c,?,", "d,;,"], ";", "1 of 4 rows .* have an empty label"),
         (["a,cat;dog,", "b,cat;?,"], ";", "row 2 of .* has the label 'cat;\\?'"),
-        (["a,cat;dog,", "b,?;,"], ";", "row 2 of .* has the label '\\?;'"),
         (["a,cat;dog,", "b,fox,"], ",", "one label in each row, such as 'cat;dog'"),
         (["a,cat;dog,", "b,dog,", "c,cat,"], None, "'cat;dog', .*label_separator to ';'"),
     ],
@@ -61,12 +59,6 @@ def test_labels_that_are_not_clear_are_refused(lines, separator, words, tmp_path
         Table(table_of(tmp_path, *lines), label_separator=separator).read()
 
 
-@pytest.mark.parametrize("separator", ["", ", "])
-def test_a_separator_is_one_character(separator):
-    with world.refused(ConfigError, "expected one character"):
-        Table("t.csv", label_separator=separator)
-
-
 def test_images_of_a_table_without_labels_have_none_and_are_not_of_no_class(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     (tmp_path / "t.csv").write_text("image\na.png\nb.png\n")
@@ -74,12 +66,6 @@ def test_images_of_a_table_without_labels_have_none_and_are_not_of_no_class(tmp_
     splits = Table(str(tmp_path / "t.csv"), class_names=names, label_separator=";").read()
     assert splits.train == ()
     assert len(splits.unlabeled) == 2
-
-
-def test_labels_become_zeros_and_ones():
-    assert label_tensor(3, 5).tolist() == 3
-    assert label_tensor((0, 3), 5).tolist() == [1, 0, 0, 1, 0]
-    assert label_tensor((), 2).tolist() == [0, 0]
 
 
 def random_records(count, classes, seed):
@@ -137,7 +123,7 @@ def test_held_out_images_are_a_share_of_each_class():
         assert 0 < test < whole
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_class_whose_images_have_rarer_ones_keeps_one_to_train_on(seed):
     labels = [(1,), (0, 1), (2,), (0, 2), (3,), (0, 3), *[()] * 20]
     random.Random(seed).shuffle(labels)  # noqa: S311
@@ -242,15 +228,6 @@ def test_a_name_with_the_separator_is_refused_before_anything_is_written(mine, t
     names = [(name, name) for name in ("four", "one", "three", "zero")]
     write_table(tmp_path / "names.csv", *names, ("two;2", "two"))
     assert main([*init, f"--class-names={tmp_path}/names.csv"]) == 0
-
-
-def test_the_survey_of_several_labels_offers_nothing_that_is_refused_for_them(
-    mine, tmp_path, capsys
-):
-    assert main(["init", str(mine), f"--out={tmp_path}/data", "--label-separator=;"]) == 0
-    said = capsys.readouterr().out
-    assert "val: none (thresholds are better with some: init --val-share 30%" in said
-    assert "--max-error" not in said
 
 
 def test_a_folder_has_no_several_labels(table, tmp_path, capsys):

@@ -19,9 +19,7 @@ from kdpl import Classifier
 from kdpl.__main__ import main
 from kdpl.callbacks.results import SaveTestResults
 from kdpl.cli.run_summary import summarize
-from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.datasets import label_tensor
-from kdpl.data.options import ClassOptions
 from kdpl.data.sampling import spread
 from kdpl.errors import ArtifactError, ConfigError
 from kdpl.multilabel import scores
@@ -235,15 +233,6 @@ def test_a_test_or_fit_after_a_fit_keeps_what_scores_were_learned(table, tmp_pat
     again = world.quiet_trainer(tmp_path / "more", 1, limit_train_batches=1)
     again.fit(module, datamodule=pages(table))
     assert module.scores.center.equal(learned["center"])
-
-
-def test_names_with_the_separator_of_predictions_are_refused_before_training(table, tmp_path):
-    rows = [(table.parent / f"train{i}.png", "one,a;b" if i else ",") for i in range(4)]
-    root = write_table(tmp_path / "t.csv", ("image", "label"), *rows)
-    classes = ClassOptions(label_separator=",")
-    data = DomainDataModule("table", str(root), classes=classes, shots=None, num_workers=0)
-    with world.refused(ConfigError, "class 'a;b' has a ';' in its name"):
-        world.quiet_trainer(tmp_path).fit(make_teacher(), datamodule=data)
 
 
 def test_the_published_choice_of_an_epoch_is_refused(table, tmp_path):

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from kdpl.errors import ConfigError
 from kdpl.multilabel.metrics import MultiLabelMetrics, class_scores
-from kdpl.multilabel.report import STRENGTHS, average_precision_interval, below_probes, probed_map
+from kdpl.multilabel.report import STRENGTHS, average_precision_interval, probed_map
 from kdpl.multilabel.scores import ScaleAndBias
 from kdpl.multilabel.task import MultiLabel
 from kdpl.tasks import DecisionRule, Predicted, Prediction, agreement_of, require_one_class
@@ -37,15 +37,6 @@ def test_the_loss_is_the_binary_cross_entropy_summed_over_classes():
         for z, y in pairs(LOGITS, LABELS)
     )
     assert TASK.loss(LOGITS, LABELS).item() == pytest.approx(expected / 6, rel=1e-5)
-
-
-def test_a_class_that_no_image_of_a_batch_has_counts_in_the_loss():
-    expected = sum(math.log(1 + math.exp(z)) for z in LOGITS.double().flatten().tolist()) / 6
-    none = torch.zeros_like(LABELS)
-    assert TASK.loss(LOGITS, none).item() == pytest.approx(expected, rel=1e-5)
-    some = torch.cat([LABELS[:, :3], none[:, 3:]], 1)
-    parts = TASK.loss(LOGITS[:, :3], LABELS[:, :3]) + TASK.loss(LOGITS[:, 3:], none[:, 3:])
-    assert TASK.loss(LOGITS, some).item() == pytest.approx(parts.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -117,7 +108,7 @@ def test_thresholds_out_of_range_or_of_other_classes_are_refused():
         require_one_class("multilabel", "calibrate")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_metrics_are_those_of_scikit_learn_with_ties_and_empty_classes(seed):
     draw = np.random.default_rng(seed)
     # few different values, so that there are ties
@@ -267,17 +258,3 @@ def test_an_interval_is_that_of_average_precisions_of_drawn_images():
     # of 20 images the first has the class: what is drawn without it does not count as 0
     scores = np.linspace(1, 0, 20)
     assert average_precision_interval(scores, scores == 1) == (1.0, 1.0)
-
-
-def test_a_student_below_a_probe_is_said_with_both_figures_and_none_above():
-    probes = {
-        "linear probe of the teacher's CLIP": 0.5,
-        "linear probe of the student's network": 0.7,
-    }
-    said = below_probes(0.65, probes)
-    assert "65.0 %" in said
-    assert "linear probe of the student's network (70.0 %)" in said
-    assert "teacher's CLIP" not in said
-    of_both = below_probes(0.4, probes)
-    assert "teacher's CLIP (50.0 %) and the linear" in of_both
-    assert below_probes(0.7, probes) is None

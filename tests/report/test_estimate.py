@@ -1,6 +1,5 @@
 """Estimates on made-up features, against plain and slow arithmetic, and the command on a small folder."""
 
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -8,17 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import CONFIGS, image_folder, noise, refused
+from runs import CONFIGS, image_folder, refused
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
 from kdpl.__main__ import main
-from kdpl.errors import ConfigError
 from kdpl.optim import OptimConfig
 from kdpl.report.estimate import folds
-from kdpl.report.estimate.expected import LEVEL, Limit, describe, expect, paired, unlike
+from kdpl.report.estimate.expected import LEVEL, describe, expect, paired, unlike
 from kdpl.report.estimate.folds import (
     LARGER_PROBE,
     PROBE,
@@ -30,7 +28,7 @@ from kdpl.report.estimate.folds import (
     measure,
 )
 from kdpl.report.estimate.training import ProjectorTraining
-from kdpl.report.intervals import Accuracy, wilson
+from kdpl.report.intervals import wilson
 from kdpl.report.page import fill
 from kdpl.targets.refinement.experts import Evidence
 from kdpl.targets.refinement.refine import RefinementConfig
@@ -278,39 +276,6 @@ def test_without_labels_the_names_that_the_teacher_hardly_finds_are_listed(eels)
         assert ("finds hardly any image of eel: say what such images look like" in text) != eels
 
 
-def test_without_labels_a_class_that_the_teacher_finds_too_often_is_listed():
-    frozen, _ = made_up(labels_a_class=0)
-    frozen.still[:, 2] = 0.0
-    said = describe(frozen, measure(frozen), NAMES)
-    others = [name for name in NAMES if name != "eel"]
-    assert [limit.about for limit in said["limits"]] == [others, ["eel"]]
-    for kind in ("txt", "html"):
-        text = printed(kind, **said)
-        share = "than twice a class's share of the images for eel"
-        assert share in text.replace("&#39;", "'")
-
-
-@pytest.mark.parametrize("searches", [True, False])
-def test_a_search_is_advised_only_if_the_run_does_not_search(searches):
-    frozen, _ = made_up()
-    said = describe(frozen, measure(frozen), NAMES)
-    said["limits"] = [Limit("network", gain=Accuracy(0.1, (0.0, 0.2)))]
-    for kind in ("txt", "html"):
-        text = printed(kind, **said | {"searches": searches})
-        assert "take a larger --student" in text
-        assert ("train its whole tower (search)" in text) != searches
-
-
-def test_the_students_curve_has_the_students_colour():
-    frozen, _ = made_up(labels_a_class=4)
-    page = printed("html", **describe(frozen, measure(frozen), NAMES))
-    assert '<span class="student">● student</span>' in page
-    # one curve, or the second of two, which the style sheet gives the student's colour
-    groups = re.findall(r'<g class="(\w+)">', page)
-    assert groups == ["l0", "l1"]
-    assert ".l1 { color: var(--student); }" in page
-
-
 def test_validation_images_are_labels_like_all_others():
     frozen, _ = made_up(labels_a_class=1, val=12)
     result = measure(frozen)
@@ -355,33 +320,6 @@ def test_the_command_estimates_a_folder_and_again_and_keeps_the_features(
     assert main(options) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert capsys.readouterr().out == printed
-    # files that are only touched are the same images
-    for path in images.rglob("*.png"):
-        os.utime(path, (0, 2e9))
-    assert main(options) == 0
-    assert {*tmp_path.glob("features/*/*.npy")} == {*kept}
-    assert capsys.readouterr().out == printed
-    # other images under the same names
-    for number, path in enumerate(sorted(images.rglob("*.png"))):
-        noise(16, 16, seed=number).save(path)
-    assert main(options) == 0
-    made = {*tmp_path.glob("features/*/*.npy")} - {*kept}
-    assert {path.name for path in made} == {path.name for path in kept}
-    assert not {path.read_bytes() for path in made} & {path.read_bytes() for path in kept}
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
-def test_a_table_and_a_folder_of_one_name_have_folders_of_their_own(images, tmp_path, monkeypatch):
-    made = []
-
-    def prepare(path, folder, *_):
-        made.append(str(folder))
-        raise ConfigError("that is all: stop here")
-
-    monkeypatch.setattr("kdpl.cli.prepare.survey_and_choose", prepare)
-    for path in ("x", "x.csv", "my.photos"):
-        assert main(["estimate", path]) == 1
-    assert made == ["runs/x_estimate", "runs/x.csv_estimate", "runs/my.photos_estimate"]
 
 
 def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relative_paths(
@@ -395,19 +333,6 @@ def test_shots_are_taken_and_the_command_to_run_it_goes_to_the_folder_of_relativ
     assert re.search(r"labels a class: 1: [\d.]+$", printed, re.MULTILINE)
     words = f"{images} --student {tmp_path}/mine.yaml --data.init_args.shots=2"
     assert f"run it: cd {tmp_path} && python -m kdpl run {words}\n" in printed
-
-
-@pytest.mark.parametrize("target", ["teacher", "refined"])
-def test_a_students_other_target_is_said(target, images, tmp_path, capsys):
-    student = tmp_path / "mine.yaml"
-    text = (CONFIGS / "student" / "quickstart.yaml").read_text()
-    student.write_text(
-        text.replace("  init_args:\n    clip:", f"  init_args:\n    target: {target}\n    clip:")
-    )
-    options = [f"--student={student}", f"--out={tmp_path / 'out'}"]
-    assert main(["estimate", str(images), *options]) == 0
-    printed = "".join(capsys.readouterr())
-    assert ("your student has another target" in printed) == (target != "refined")
 
 
 def test_other_folders_and_random_networks_are_refused(images, tmp_path, capsys):

@@ -107,15 +107,6 @@ def test_two_classes_of_one_name_are_not_correct_for_each_other():
     assert rows == [("a", 4, None, 0.25), ("a", 3, None, 2 / 3), ("a", 2, None, 1.0)]
 
 
-def test_many_classes_have_no_matrix_but_more_of_the_largest_confusions():
-    names = tuple(f"class {i}" for i in range(100))
-    wrong = [
-        ImagePrediction(i, "", names[i], names[i * i % 99], 0.5, i, i * i % 99) for i in range(99)
-    ]
-    shown = confusions_of(names, wrong)
-    assert (len(shown["largest"]), shown["matrix"]) == (40, None)
-
-
 def test_an_image_that_cannot_be_read_is_left_out_alone_and_the_first_one_is_named(tmp_path):
     examples = [{"source": str(tmp_path / f"{i}.png"), "number": i} for i in range(4)]
     for i in (0, 3):

@@ -10,14 +10,12 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import world
 import yaml
 from PIL import Image
 from runs import configs, fit_student, fit_teacher, rows_of
 from runs import test as run_test
 
 from kdpl.callbacks.loggers.wandb_logger import ID_FILE, RunWandbLogger
-from kdpl.errors import ConfigError
 from kdpl.runtime.files import write_json
 from kdpl.runtime.predictions import read_predictions, read_results
 from kdpl.runtime.run_folder import (
@@ -151,14 +149,6 @@ def test_a_fit_and_its_test_are_one_run_with_config_and_numbers(tmp_path, monkey
     assert files == {file.name for file in (student / "classifier").iterdir()}
 
 
-def test_class_vectors_are_an_artifact_of_their_teacher(tmp_path):
-    upload = "--trainer.logger.init_args.log_model=true"
-    assert fit_teacher(tmp_path / "out", "--trainer.max_epochs=1", *LOGGER, upload) == 0
-    files = files_of(records_of(tmp_path / "out")["artifact"])
-    written = (tmp_path / "out" / CLASS_VECTORS_FILE).read_bytes()
-    assert files[CLASS_VECTORS_FILE].read_bytes() == written
-
-
 @pytest.mark.slow
 def test_of_two_processes_one_logs_the_pictures_of_all_images(tmp_path, teacher_run):
     run = shutil.copytree(teacher_run, tmp_path / "run")
@@ -194,11 +184,6 @@ def test_a_test_without_a_key_is_refused_before_any_image_is_read(
     assert run_test(run, f"--out={run}", *LOGGER) == 1
     assert "W&B cannot begin a run (no API key): " in capsys.readouterr().err
     assert not read.called
-
-
-def test_settings_that_wandb_refuses_are_one_sentence(tmp_path):
-    with world.refused(ConfigError, "WANDB_MODE=offline"):
-        _ = RunWandbLogger(save_dir=str(tmp_path), id="a/b", project="kdpl").experiment
 
 
 def test_project_name_and_id_of_the_environment_are_used_and_the_id_is_kept(tmp_path, monkeypatch):

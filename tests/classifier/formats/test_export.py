@@ -179,7 +179,7 @@ def test_openvino_holds_metadata_and_probabilities(classifier, exported, tmp_pat
     assert torch.allclose(torch.from_numpy(probabilities), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("damage", [-1.0, float("nan"), "cutoff"])
+@pytest.mark.parametrize("damage", [float("nan"), "cutoff"])
 def test_a_file_that_differs_from_the_classifier_is_seen(damage, classifier, exported):
     given, other = Classifier.load(classifier), Classifier.load(classifier)
     run, images = load_onnx(exported("onnx")), noise_for(given, 30)
@@ -205,7 +205,6 @@ def test_a_file_that_differs_from_the_classifier_is_seen(damage, classifier, exp
         Resizing(32),
         Resizing(40, "squash"),
         Resizing(45, "shortest", "bilinear", 0.875),
-        Resizing(33, "squash", "bilinear", 1.15),
         Resizing(48, "shortest", "bicubic", 1.2),
     ],
 )
@@ -226,18 +225,7 @@ def test_resizing_in_the_file_is_equal_for_any_size(resizing, tmp_path):
     preprocess_inside(given, path)
     onnx.checker.check_model(path, full_check=True)
     run, rng = load_onnx(path), np.random.default_rng(0)
-    sizes = [
-        (1, 1),
-        (1, 700),
-        (290, 3),
-        (3, 900),
-        (size, size),
-        (7, 8),
-        (97, 211),
-        (2 * size, 31),
-        (20, 501),
-    ]
-    for edges in sizes:
+    for edges in ((1, 1), (1, 700), (290, 3), (size, size), (97, 211), (2 * size, 31)):
         images = rng.integers(256, size=(2, *edges, 3), dtype=np.uint8)
         expected = [np.asarray(resize_and_crop(fromarray(image), resizing)) for image in images]
         (prepared,) = run(torch.from_numpy(images))
@@ -277,13 +265,13 @@ def test_a_file_with_preprocessing_inside_is_predict_and_its_golden_file_says_so
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "onnx-fp16", "onnx-int8"])
-def test_a_thousand_images_of_fifty_sizes_are_as_predict_or_the_plain_file_has_them(
+@pytest.mark.parametrize("kind", ["onnx", "onnx-int8"])
+def test_many_images_of_twenty_sizes_are_as_predict_or_the_plain_file_has_them(
     kind, classifier, tmp_path
 ):
     loaded, files, batches = Classifier.load(classifier), [], []
     draw = np.random.default_rng(4)
-    for number in range(50):
+    for number in range(20):
         height, width = draw.integers(5, 400, 2)
         coarse = draw.integers(256, size=(20, 4, 4, 3), dtype=np.uint8)
         images = [fromarray(image).resize((width, height)) for image in coarse]

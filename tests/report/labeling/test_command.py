@@ -3,16 +3,14 @@ from contextlib import chdir
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 from report_pages import HOSTILE, Page, set_in
 from runs import folder_fit, image_folder, noise, refused, rows_of
-from zoo import write_shard
 
 from kdpl.__main__ import main
 from kdpl.data.readers.folder import Folder
-from kdpl.data.sources import content_of, find_unlabeled, open_source
+from kdpl.data.sources import open_source
 from kdpl.report.labeling import page as suggestions
 from kdpl.report.labeling.page import Suggestion, Suggestions
 from kdpl.report.run_folder import Run
@@ -162,15 +160,6 @@ def test_an_earlier_table_and_a_run_that_cannot_be_looked_at_are_refused(
     refused(capsys, suggest(run, tmp_path / "out"), CLASS_VECTORS_FILE, "run stage 1 again")
 
 
-def test_an_interrupted_command_runs_again(photos, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(suggestions, "write_text", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            Suggestions.of(Run.find(photos / "run"), 2, 10).save(tmp_path)
-    assert suggest(photos / "run", tmp_path, "--images=2") == 0
-    assert (tmp_path / "suggestions.html").is_file()
-
-
 def some(folder, class_names, sources, reader=None):
     """A page of suggestions for some images."""
     splits = SimpleNamespace(open_image=open_source, origin="folder <b>")
@@ -192,16 +181,6 @@ def test_the_table_has_labels_of_the_users_images_where_a_file_names_the_classes
     rows = rows_of(tmp_path / "out/labels.csv")
     expected = [("", "0"), ("", "1"), ("1", "0")]
     assert [(row["label"], row["likely"]) for row in rows] == expected
-
-
-def test_images_in_shards_are_copied_for_the_table_to_name(tmp_path):
-    write_shard(tmp_path / "some.tar", range(2))
-    members = find_unlabeled(str(tmp_path / "some.tar"))
-    some(tmp_path / "out", ("cat", "dog"), members)
-    rows = rows_of(tmp_path / "out/labels.csv")
-    for row, member in zip(rows, [*members, members[0]], strict=True):
-        assert Path(row["image"]).parent == tmp_path / "out/images"
-        assert Path(row["image"]).read_bytes() == content_of(member)
 
 
 def test_a_page_of_hostile_names_shows_them_and_is_whole(tmp_path):

@@ -34,9 +34,7 @@ def plainly(features, predictions, n, labeled):
     return chosen
 
 
-@pytest.mark.parametrize(
-    ("seed", "labeled", "cells"), [(1, 0, 2**24), (2, 3, 2**24), (3, 0, 30), (4, 3, 30)]
-)
+@pytest.mark.parametrize(("seed", "labeled", "cells"), [(1, 0, 2**24), (4, 3, 30)])
 def test_the_choice_is_the_greedy_one(seed, labeled, cells, monkeypatch):
     # at once or in parts
     monkeypatch.setattr(labeling, "_CELLS", cells)
@@ -103,7 +101,7 @@ def plainly_wrong(scores, labels):
     return best[1:]
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.3])
+@pytest.mark.parametrize("share", [0, 0.2])
 def test_the_probability_of_a_wrong_label_is_that_of_the_likeliest_mixture(share):
     features, labels = groups(10, noise=0.3)
     draw = torch.Generator().manual_seed(1)

@@ -172,6 +172,7 @@ def test_a_run_asks_the_search_until_its_student_has_trained_what_it_finds(tmp_p
 
     monkeypatch.setattr("kdpl.cli.search.compare", compare)
     command = ["run", *DATA, *STAGES, *SHORT, f"--out={tmp_path}", "--search", "--shots=0"]
+    command.append("--data.init_args.unlabeled_share=0.1")
     with interrupted_at(2):
         assert main(command) == 130
     assert asked == [["configured", "tower_0.0001", "tower_0.0003", "tower_0.001"]]

@@ -280,14 +280,6 @@ def test_words_that_know_nothing_of_one_label_a_class_have_no_weight():
     assert assign(evidence, RefinementConfig(rounds=1)).weights == (0.0, 1.0)
 
 
-def test_one_label_a_class_keeps_the_refinement_without_labels():
-    evidence, _ = world(shots=1)
-    made = assign(evidence, RefinementConfig())
-    z = plain_refinement(evidence, (1.0, 1.0))
-    assert made.shares == {candidates(0)[0]: 1.0}
-    assert (made.assignments - z).abs().max() < 1e-2
-
-
 def test_labels_that_fit_nothing_are_ignored_where_the_words_fit_the_images():
     evidence, truth = world(shots=20, text=3.0, spread=0.3)
     draw = torch.Generator().manual_seed(3)
@@ -303,18 +295,6 @@ def test_labels_that_fit_nothing_are_ignored_where_the_words_fit_the_images():
     # words that do not fit the images either are no reason
     useless = evidence.log_probabilities[torch.randperm(160, generator=draw)]
     assert not assign(replace(evidence, labels=labels, log_probabilities=useless), config).ignored
-
-
-def plain_refinement(evidence, weights):
-    """The settings without labels, for text and a probe of all labels."""
-    labeled, config = evidence.labels >= 0, RefinementConfig()
-    probed = evidence.probed
-    logs, _ = plain_probe(probed[labeled], evidence.labels[labeled], 10.0, probed)
-    mixed = weights[0] * evidence.log_probabilities + weights[1] * torch.tensor(logs).float()
-    unit = F.normalize(standardize(evidence.features), dim=1)
-    near = affinity(*nearest(unit, config.neighbors, evidence.groups))
-    first = Weights(0.3, 3.0, 0.3)
-    return refine(unit, mixed.softmax(dim=1), near, evidence.labels, first, config.rounds)
 
 
 def test_images_of_a_group_and_class_count_as_one_for_the_weights(monkeypatch):
@@ -401,14 +381,6 @@ def test_a_tuned_teacher_is_judged_by_validation_images_alone():
     assert sorted(judged.shares.values()) == [0.0, 0.0, 1.0]
     assert judged.weights != (1.0, 1.0)
     assert (judged.assignments[140:].argmax(dim=1) != truth[140:]).any() or judged.right[1] == 1
-
-
-def test_classes_of_no_label_are_left_to_the_teacher():
-    evidence, truth = world(shots=5, text=3.0)
-    labels = torch.where(evidence.labels < 2, evidence.labels, -1)
-    made = assign(replace(evidence, labels=labels), RefinementConfig())
-    novel = truth >= 2
-    assert (made.assignments.argmax(dim=1) == truth)[novel].float().mean() > 0.85
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from kdpl.cli.stage_cli import KdplCLI
 from kdpl.data import datamodule
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE
 
-RUN = ["run", *DATA, *STAGES, *SHORT]
+FEW = "--data.init_args.unlabeled_share=0.1"
+RUN = ["run", *DATA, *STAGES, *SHORT, FEW]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def settings(stage):
 
 def test_the_teacher_is_that_of_the_config_and_the_student_is_trained_as_asked(finished, tmp_path):
     config = configs("teacher/zero_shot.yaml")
-    assert fit_teacher(tmp_path / "teacher", *config, "--data.init_args.shots=0") == 0
+    assert fit_teacher(tmp_path / "teacher", *config, FEW, "--data.init_args.shots=0") == 0
     by_config, by_run = (settings(folder / "teacher") for folder in (tmp_path, finished))
     assert by_config.pop("out") != by_run.pop("out")
     assert by_config == by_run

@@ -227,7 +227,6 @@ def test_half_of_the_images_are_whole_for_a_projector_alone(settings, share, fre
         ({"data": {"unlabeled_share": 0.2}}, "images with a target is "),
         ({"data": {"val_shots": 1}}, "validation labels is "),
         ({"data": {"augmentation": LightAffine(1.0)}}, "augmentation.degrees is 7.0 there and 1.0"),
-        ({"trainer": {"precision": "bf16-mixed"}}, "precision is 32-true there and bf16-mixed"),
     ],
 )
 def test_a_file_of_something_else_is_refused(changes, words, teacher, copied):
@@ -244,13 +243,6 @@ def test_a_file_of_another_teacher_or_other_class_vectors_is_refused(seed, words
         vectors.save(copied / CLASS_VECTORS_FILE)
     with world.refused(ArtifactError, rf"was made from something else \({words}"):
         distil(copied, copied, [world.NoStep()])
-
-
-def test_images_that_the_pool_filter_leaves_out_are_not_assigned(teacher, tmp_path):
-    distil(teacher, tmp_path, pool_filter=0.3)
-    gone = len((tmp_path / "left_out.csv").read_text().splitlines()) - 1
-    assert gone > 0
-    assert len(targets_in(tmp_path).images) == 84 - gone
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(0, 1), (2, 2)])
@@ -371,13 +363,6 @@ def test_a_tuned_teachers_features_are_alone_by_default(fresh, tmp_path, seen_by
     assert targets_in(tmp_path / "run").made_from["target"]["encoders"] == ["teacher"]
 
 
-def test_an_untuned_teacher_is_judged_by_the_labels_themselves(tmp_path, seen_by):
-    distil(write_teacher(tmp_path, depth=0), tmp_path)
-    assert seen_by[0].trusted
-    labeled = 20 + len(world.digits(7, **POOL).labels.tuning("val"))
-    assert f"of the {labeled} labelled" in targets_in(tmp_path).reason
-
-
 def test_groups_of_the_data_are_those_of_evidence_and_file(teacher, tmp_path, monkeypatch, seen_by):
     groups = world.group_digits(monkeypatch)
     distil(teacher, tmp_path)
@@ -429,19 +414,3 @@ def test_two_processes_cache_filter_and_refine_what_one_does(tmp_path):
     assert (made.assignments - expected.assignments).abs().max() < 1e-3
     assert made.images.equal(expected.images)
     assert (made.moved, made.examples) == (expected.moved, expected.examples)
-
-
-@pytest.mark.parametrize("trusted", [True, False])
-def test_classes_that_the_words_find_too_rarely_or_too_often_are_named(trusted, capsys):
-    n, counts = 40, (1, 3, 25, 11)
-    found = torch.arange(4).repeat_interleave(torch.tensor(counts))
-    assert refined_target.unlike_share(found.bincount()) == ([0], [2])
-    features = torch.nn.functional.normalize(torch.randn(n, 6), dim=1)
-    none = torch.full((n,), -1)
-    text = (10 * F.one_hot(found, 4)).float().log_softmax(dim=1)
-    evidence = Evidence(features, features, text, none, none, torch.arange(n), trusted)
-    gathered = refined_target.Gathered(evidence, torch.arange(n), ("ant", "bee", "cat", "dog"))
-    Refined(**SETTINGS).compute(gathered, {})
-    said = capsys.readouterr().err
-    words = "gives hardly any image to ant and more than twice a class's share to cat: unless"
-    assert (words in said) == trusted
