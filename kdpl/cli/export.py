@@ -52,7 +52,8 @@ def export(
         check: folder of images to compare on, at most 1024 are used; by default the images of
             --calibration, or noise
         tolerance: largest difference of an output in 32 bits
-        agreement: smallest share of equal predictions in 16 and 8 bits
+        agreement: smallest share of equal predictions in 16 and 8 bits, and with preprocessing
+            inside
     """
     # check the options before torch is imported
     path = Path(out)
@@ -76,10 +77,7 @@ def export(
     loaded = load_classifier(classifier, add_classes)
     ranges = _prepared(loaded, calibration, _CALIBRATION_IMAGES) if calibration else None
     count = _CHECKED_IMAGES if check else _CALIBRATION_IMAGES if calibration else _NOISE_IMAGES
-    if inside:
-        images: Iterator[Image] | Tensor = _images(loaded, folder, count)
-    else:
-        images = _prepared(loaded, folder, count) if check or ranges is None else ranges
+    images = _prepared(loaded, folder, count) if check or ranges is None else ranges
     note = (
         "" if folder else " (on noise: remove it and add --check IMAGES to compare on real images)"
     )
@@ -87,12 +85,16 @@ def export(
     # write the file, and keep it only if it predicts the same
     with atomic_path(path) as temporary:
         kind.write(loaded, input, temporary, *([ranges] if kind.calibrated else []))
+        difference = compare(loaded, kind.load(temporary), images, input)
+        _require_alike(difference, kind, tolerance, agreement)
         if inside:
             from kdpl.classifier.formats.onnx_preprocessing import preprocess_inside
 
             preprocess_inside(loaded, temporary)
-        difference = compare(loaded, kind.load(temporary), images, input)
-        _require_alike(difference, kind, tolerance, agreement)
+            difference = compare(
+                loaded, kind.load(temporary), _images(loaded, folder, count), input
+            )
+            _require_alike(difference, kind._replace(rounded=True), tolerance, agreement)
         golden = islice(_images(loaded, folder, count), _GOLDEN_IMAGES)
         name = path.with_suffix(".golden.npz") if kind.ending else temporary / "golden.npz"
         write_golden(loaded, golden, None if inside else input, name)
@@ -108,7 +110,8 @@ def _require_alike(
         more = "calibrate on more images of the domain, " if kind.calibrated else ""
         raise ArtifactError(
             f"the file has {difference}, expected {agreement:.1%} or more, and was not kept: "
-            f"{more}accept less with --agreement, or export --format onnx"
+            f"{more}accept less with --agreement, or export --format onnx without --preprocess "
+            "inside"
         )
     # refuses NaN too
     if not kind.rounded and not difference.largest <= tolerance:
