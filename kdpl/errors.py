@@ -62,10 +62,6 @@ class DataError(KdplError):
     """A dataset, folder or image that is missing, empty or unreadable."""
 
 
-class ServerError(KdplError):
-    """A server of images that does not answer: no image of it is unreadable, and none left out."""
-
-
 class WeightsError(KdplError):
     """CLIP weights that are missing, unsupported, or different from the expected ones."""
 

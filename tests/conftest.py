@@ -52,6 +52,14 @@ if find_spec("hypothesis") is not None:
 gc.disable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Keep the index of shards out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()

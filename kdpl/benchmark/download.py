@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from huggingface_hub import HfApi, hf_hub_download
 
+from kdpl.data.paths import is_below
 from kdpl.data.readers.benchmark import BENCHMARKS, BenchmarkSet, read_imagenet, read_split_file
-from kdpl.data.shards.archives import is_below
 from kdpl.errors import DataError, reason
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import atomic_path

@@ -9,9 +9,8 @@ from PIL import Image
 
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.identity import stamp
-from kdpl.data.paths import is_parquet, is_shard, read_list
-from kdpl.data.shards.archives import read_shard
-from kdpl.data.shards.parquet import read_rows as read_parquet
+from kdpl.data.paths import is_shard, read_list
+from kdpl.data.shards import read_shard
 from kdpl.data.sources import find_files, open_source
 from kdpl.errors import DataError, visible
 from kdpl.runtime.files import read_columns
@@ -67,8 +66,7 @@ def read_items(sources: Sequence[str]) -> Iterator[Item]:
     """Yield all images; images in shards in the order of the shard."""
     for source in sources:
         if is_shard(source):
-            read = read_parquet if is_parquet(source) else read_shard
-            yield from (Item(*member) for member in read(source))
+            yield from (Item(*member) for member in read_shard(source))
         else:
             yield Item(source, stamp=stamp(source))
 

@@ -13,9 +13,9 @@ from functools import cache
 
 import numpy as np
 
+from kdpl.data import shards
 from kdpl.data.names import Indices, Names, ShardImage
 from kdpl.data.paths import is_url
-from kdpl.data.shards import remote
 from kdpl.runtime.origin import digest
 
 CONTENTS, SIZES, CHANGED = "content of images", "size of images", "last change of images"
@@ -53,7 +53,7 @@ def files_of(images: Sequence[str]) -> dict[str, str]:
 def stamp(path: str) -> list[int]:
     """Return a file's size, and the time of its last change in ns; -1 if it is missing."""
     if is_url(path):
-        return remote.stamp(path)
+        return shards.stamp(path)
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path is slow for millions
     except (OSError, ValueError):

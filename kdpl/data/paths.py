@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kdpl.errors import DataError, visible
 
@@ -38,6 +38,13 @@ def is_shard(path: str) -> bool:
 def is_parquet(path: str) -> bool:
     """Return whether a path names a Parquet file, by its extension."""
     return path.lower().endswith(PARQUET_ENDING)
+
+
+def is_below(path: str) -> bool:
+    """Return whether a path leads to something below the folder that it starts from."""
+    path = path.replace("\\", "/")
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts
 
 
 def find_images(folder: Path) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from kdpl.data import shards
 from kdpl.data.decoding import Decoding, open_image
 from kdpl.data.names import Names, ShardImage, distinct
-from kdpl.data.paths import expand_braces, is_parquet, is_shard, is_url, read_list, resolve
-from kdpl.data.shards import archives, parquet, remote
+from kdpl.data.paths import expand_braces, is_shard, is_url, read_list, resolve
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError, DataError
 
@@ -62,10 +62,7 @@ def find_unlabeled(where: str | Sequence[str]) -> Names:
     """
     images = distinct(Names.of(find_files([where] if isinstance(where, str) else where)))
     if any(map(is_shard, images)):
-        # imported late: torch takes seconds
-        from kdpl.data.shards.index import unfold
-
-        images = unfold(images)
+        images = shards.unfold(images)
     if not images:
         raise DataError(
             f"unlabeled names no images ({where}): give a folder, a pattern, a list or shards"
@@ -78,7 +75,7 @@ def find_files(where: Sequence[str]) -> Iterator[str]:
     for path in where:
         if is_url(path):
             for url in expand_braces(path):
-                yield from remote.find(url)
+                yield from shards.find(url)
             continue
         for file in resolve(path):
             if not file.lower().endswith(".txt"):
@@ -102,8 +99,7 @@ def open_source(source: str, decoding: Decoding = Decoding()) -> Image.Image:
 def content_of(source: str) -> bytes:
     """Read the bytes of an image file; DataError if it is missing or unreadable."""
     if isinstance(source, ShardImage):
-        is_row = is_parquet(source.shard)
-        return parquet.content(source) if is_row else archives.content(source)
+        return shards.content(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:

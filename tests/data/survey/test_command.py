@@ -236,7 +236,7 @@ def test_what_cannot_be_surveyed_is_one_sentence_and_writes_nothing(tmp_path, ca
         ("cased", "", "class 'dog' in cased has no", "rename it if it is the class 'Dog'"),
         ("copied", "", "dog/1.png is a copy of "),
         ("moved.csv", "", "none of the 2 images of moved.csv can be read"),
-        ("pets", "--unlabeled=torn.tar", "torn.tar is damaged"),
+        ("pets", "--unlabeled=torn.tar", "torn.tar cannot be read"),
         ("digits", "--class-names=digits.txt", "digits.txt lacks class '0'", " a folder named unl"),
     ):
         refused(capsys, init(source, tmp_path / "out", *option.split()), *words)
