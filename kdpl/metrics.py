@@ -38,8 +38,6 @@ SUMMARY_COLUMNS = {**MULTILABEL_COLUMNS, **ACCURACY_COLUMNS}
 """Short titles of all metrics in summaries, in the order of the columns."""
 
 TRAIN_LOSS = "train/loss"
-IMAGES_PER_SECOND = "train/images_per_s"
-DATA_WAIT = "train/data_wait"
 POOL_KEPT = "pool/kept"
 TEST_CHOICE = "choice/test_base_acc"
 

@@ -19,7 +19,7 @@ from kdpl.data.domain import domain_of
 from kdpl.data.names import Indices
 from kdpl.data.needs import Needs
 from kdpl.errors import ArtifactError, ConfigError
-from kdpl.metrics import test_key, train_key, val_key
+from kdpl.metrics import ACC, HM, test_key, train_key, val_key
 from kdpl.optim import OptimConfig, build_optimizer
 from kdpl.runtime.origin import require_same
 from kdpl.runtime.resizing import Resizing
@@ -247,7 +247,8 @@ class ClassifyingModule(LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation accuracies."""
-        self.log_dict({val_key(k): v for k, v in self.val_metrics.compute().items()}, prog_bar=True)
+        for name, value in self.val_metrics.compute().items():
+            self.log(val_key(name), value, prog_bar=name in (ACC, HM))
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:

@@ -1,7 +1,7 @@
 """Comparison of a run that was interrupted with one that was not."""
 
 import torch
-from runs import SPEED, files_of
+from runs import files_of
 
 from kdpl.runtime.loggers import read_metrics
 from kdpl.runtime.run_folder import LAST, METRICS_FILE
@@ -29,7 +29,7 @@ def differences(reference, folder):
 def different_metrics(reference, other):
     """Return the metrics with another value at a step; those of an epoch that was cut off may be missing."""
     a, b = ({k: dict(v) for k, v in read_metrics(file).items()} for file in (reference, other))
-    return [key for key in b if key not in SPEED and not b[key].items() <= a.get(key, {}).items()]
+    return [key for key in b if not b[key].items() <= a.get(key, {}).items()]
 
 
 def different_parts(reference, other):

@@ -45,7 +45,6 @@ SHORT = [
     "--trainer.enable_progress_bar=false",
 ]
 # the columns of measured times
-SPEED = ("train/images_per_s", "train/data_wait")
 AVERAGING = ["--model.init_args.averaging={mean: 2, std: 1}"]
 
 
@@ -183,9 +182,8 @@ def rows_of(path):
 
 
 def curves_of(run):
-    """The metrics of a run's folder as curves, but for how fast it was."""
-    curves = read_metrics(Path(run) / METRICS_FILE)
-    return {name: curve for name, curve in curves.items() if name not in SPEED}
+    """The metrics of a run's folder as curves."""
+    return read_metrics(Path(run) / METRICS_FILE)
 
 
 def files_of(folder):

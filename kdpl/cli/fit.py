@@ -30,7 +30,7 @@ that ships with kdpl, as in
   --seed_everything N    seed of sampling, initialisation and order (default: 1)
   --ckpt_path FILE       a checkpoint other than the run's last one
   --checkpoint_every N   steps between checkpoints within an epoch, for long epochs
-  --logged_images N      test images that W&B, TensorBoard and MLflow show (default: 64)
+  --logged_images N      test images that W&B shows (default: 64)
   --data.init_args.X V   settings of the data:    --data.help kdpl.DomainDataModule
   --model.init_args.X V  settings of the stage:   --model.help kdpl.TeacherPromptTuning
                                                   --model.help kdpl.StudentDistillation

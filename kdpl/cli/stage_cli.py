@@ -29,10 +29,8 @@ from torch import distributed
 from kdpl.callbacks.checkpoints import CheckpointFiles, RunCheckpoint, require_intact
 from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import Preemption
-from kdpl.callbacks.progress import ProgressBar
 from kdpl.callbacks.results import LOGGED_IMAGES, SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
-from kdpl.callbacks.throughput import Throughput
 from kdpl.cli.wrong_option import hint_of
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
@@ -132,7 +130,7 @@ class KdplCLI(LightningCLI):
             "--logged_images",
             type=NonNegativeInt,
             default=LOGGED_IMAGES,
-            help="test images that W&B, TensorBoard and MLflow show",
+            help="test images that W&B shows",
         )
         parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
         parser.link_arguments("out", "trainer.default_root_dir")
@@ -223,9 +221,6 @@ class KdplCLI(LightningCLI):
         callbacks: list[Callback] = [SaveTestResults(self.config.logged_images)]
         callbacks += self.further_callbacks
         callbacks.append(FiniteLoss())
-        if trainer.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
-        callbacks.append(Throughput())
         if trainer.enable_checkpointing is not False:
             callbacks.append(RunCheckpoint())
             if self.config.checkpoint_every is not None:

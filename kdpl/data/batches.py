@@ -24,6 +24,10 @@ class Batch:
 
     images: Tensor
 
+    def __len__(self) -> int:
+        """Return the number B of images."""
+        return len(self.images)
+
     def pin_memory(self) -> Self:
         """Return the batch in page-locked memory; a DataLoader that pins memory calls this."""
         pinned = copy(self)

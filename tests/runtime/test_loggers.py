@@ -1,12 +1,9 @@
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from runs import configs, fit_teacher, rows_of
 from runs import test as run_test
 
-from kdpl.callbacks.loggers.pictures import MATRIX, PREDICTIONS
 from kdpl.runtime.loggers import MetricsCSV, read_metrics
 from kdpl.runtime.predictions import read_results
 from kdpl.runtime.run_folder import METRICS_FILE
@@ -40,7 +37,6 @@ def test_metrics_of_a_run_agree_with_its_results(student_run):
     curves = read_metrics(student_run / METRICS_FILE)
     assert [value for _, value in curves["test/acc"]] == [read_results(student_run)["test/acc"]]
     assert len(curves["train/loss"]) == len(curves["val/acc"]) == 2
-    assert all(rate > 0 for _, rate in curves["train/images_per_s"])
     epochs = [int(row["epoch"]) for row in rows_of(student_run / METRICS_FILE) if row["train/loss"]]
     assert epochs == [0, 1]
 
@@ -59,9 +55,6 @@ def test_tensorboard_gets_the_same_numbers_inside_the_folder(tmp_path, monkeypat
         expected = [float(row[name]) for row in rows_of(Path("run") / METRICS_FILE) if row[name]]
         assert [event.value for event in events.Scalars(name)] == pytest.approx(expected, rel=1e-6)
         assert expected
-    # the pictures of the test
     tested = accumulator.EventAccumulator(str(files[1])).Reload()
-    for name in (MATRIX, PREDICTIONS):
-        (event,) = tested.Images(name)
-        with Image.open(BytesIO(event.encoded_image_string)) as picture:
-            assert picture.getcolors(1) is None, "nothing is drawn"
+    (event,) = tested.Scalars("test/acc")
+    assert event.value == pytest.approx(read_results(Path("run"))["test/acc"], rel=1e-6)

@@ -5,7 +5,6 @@ import yaml
 from runs import at_step, configs, error_line, fit_teacher, rows_of
 from runs import test as run_test
 
-from kdpl.callbacks.loggers.pictures import MATRIX, PREDICTIONS
 from kdpl.runtime.configs import read_config
 from kdpl.runtime.run_folder import METRICS_FILE
 
@@ -42,8 +41,6 @@ def test_an_interrupted_fit_its_resume_and_its_test_are_three_runs_with_config_a
     for run, name in ((resumed, "train/loss"), (resumed, "val/acc"), (tested, "test/acc")):
         *_, last = (row[name] for row in rows_of(out / METRICS_FILE) if row[name])
         assert run.data.metrics[name] == pytest.approx(float(last)), name
-    pictures = [item.path for item in client.list_artifacts(tested.info.run_id, "test")]
-    assert pictures == [f"{MATRIX}.png", f"{PREDICTIONS}.png"]
     # 3.17 refuses a folder, which Lightning takes by default
     if hasattr(mlflow.environment_variables, "MLFLOW_ALLOW_FILE_STORE"):
         monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
