@@ -95,10 +95,9 @@ def test_what_is_reproduced_has_the_settings_of_the_main_table():
     assert {step.title: step.args for step in steps_of("reproduce")}.items() <= commands.items()
 
 
-@pytest.mark.parametrize("option", ["--data.shots=0", "--data.init_args.shots=0"])
-def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign(option):
+def test_an_option_for_every_fit_wins_over_the_shots_of_the_campaign():
     campaign = read_campaign(ROOT / "configs/benchmark/quickstart.yaml")
-    step = plan(campaign, Path("out"), "data", [option])[0]
+    step = plan(campaign, Path("out"), "data", ["--data.shots=0"])[0]
     assert settings_of(step).data.init_args.shots == 0
 
 

@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from jsonargparse.typing import PositiveInt
 
-from kdpl.cli.arguments import call, parse, share
+from kdpl.cli.arguments import parse, share
 from kdpl.errors import ConfigError
 
 
@@ -67,15 +67,6 @@ def test_options_of_another_command_are_handed_on():
     }
     with pytest.raises(ConfigError, match="teacher"):
         parse(other, ["--out=o"], "kdpl other")
-
-
-def test_help_is_that_of_the_docstring(capsys):
-    with pytest.raises(SystemExit) as stop:
-        call(one, ["--help"], "kdpl one")
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    for text in ("usage: kdpl one", "They may be anything.", "--top-k", "Number of classes"):
-        assert text in out
 
 
 def test_a_share_is_a_number_or_a_percentage_between_nothing_and_all():

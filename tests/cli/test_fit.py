@@ -9,7 +9,6 @@ from unittest.mock import patch
 import pytest
 import torch
 from differences import differences
-from lightning.pytorch import Trainer
 from runs import (
     AVERAGING,
     CONFIGS,
@@ -41,15 +40,6 @@ FIT = ["fit", *DATA, *TEACHER, *SHORT]
 # needs a package that kdpl does not ask for
 COMET = "{class_path: lightning.pytorch.loggers.CometLogger}"
 EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: val/acc, mode: up}}"
-
-
-def test_a_fit_reads_checkpoints_without_running_code_in_them(tmp_path, monkeypatch):
-    fit, read = Trainer.fit, []
-    monkeypatch.setattr(
-        Trainer, "fit", lambda *args, **options: read.append(options) or fit(*args, **options)
-    )
-    assert fit_teacher(tmp_path / "teacher", "--trainer.max_epochs=1") == 0
-    assert [options["weights_only"] for options in read] == [True]
 
 
 @pytest.mark.parametrize(
@@ -106,15 +96,6 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
     assert fit_teacher(tmp_path / "file") == 1
     error_line(capsys, f"{tmp_path}/file: File exists")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "mine")]
-
-
-def test_a_truncated_checkpoint_is_named(teacher_run, tmp_path, capsys):
-    file = tmp_path / "checkpoints" / "last.ckpt"
-    file.parent.mkdir()
-    file.write_bytes((teacher_run / "checkpoints" / "last.ckpt").read_bytes()[:5000])
-    assert fit_teacher(tmp_path) == 1
-    error_line(capsys, str(file))
-    assert file.stat().st_size == 5000
 
 
 LONGER = [

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from runs import SHORT, error_line, image_folder, interrupted_at, noise, refused
 
 from kdpl.__main__ import main
 from kdpl.cli.run_defaults import Choice, Options, choose
 from kdpl.data import inspection
 from kdpl.data.checked import Checked
-from kdpl.data.inspection import is_drawn
 from kdpl.data.options import ReadingOptions
 from kdpl.data.readers.table import Table
 from kdpl.data.reading import Reading
-from kdpl.data.survey import FoundImage, views_to_choose
 from kdpl.runtime.run_folder import DECODED_FILE
 
 MINIATURES = Choice(
@@ -185,26 +182,6 @@ def test_an_unreadable_choice_is_refused(tmp_path, pets, capsys):
     file.parent.mkdir(parents=True)
     file.write_text("{")
     refused(capsys, main(["run", str(pets), "--out", str(tmp_path / "out")]), str(file))
-
-
-def test_classes_that_a_mirror_would_change_are_told_by_their_names():
-    photo = FoundImage("photo.png", "", "train", drawn=False)
-    for names in ({"zero", "one", "2"}, {"letter a", "b"}, {"left hand", "right hand"}):
-        assert views_to_choose(names, [photo]) is not None
-    for names in ({"cat", "dog", "seven"}, {"class_07", "class_08"}):
-        assert views_to_choose(names, [photo]) is None
-
-
-def test_grey_images_on_a_plain_ground_are_not_mirrored():
-    written = Image.new("RGB", (60, 40), "white")
-    written.paste((30, 30, 30), (20, 10, 30, 30))
-    coloured = written.copy()
-    coloured.paste((200, 30, 30), (20, 10, 30, 30))
-    assert is_drawn(written)
-    assert not is_drawn(coloured)
-    assert not is_drawn(noise(60, 40, "L").convert("RGB"))
-    drawn = FoundImage("drawn.png", "", "train", drawn=True)
-    assert views_to_choose({"cat", "dog"}, [drawn]) is not None
 
 
 def test_the_images_are_decoded_once_for_survey_and_fits(tmp_path, monkeypatch):

@@ -82,7 +82,6 @@ def test_predict_adds_scores_in_the_order_of_images_if_asked_to(folder, pictures
     ("held_out", "words"),
     [
         (None, "no held-out images, so that more than 5%"),
-        (1, "1 held-out image, so that on average up to 50%"),
         (18, "18 held-out images, so that on average up to 5.3%"),
         (19, None),
     ],

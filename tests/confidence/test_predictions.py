@@ -15,7 +15,6 @@ from sklearn.datasets import load_digits
 
 from kdpl.__main__ import main
 from kdpl.classifier import Classifier
-from kdpl.confidence import decision_rule
 from kdpl.confidence.held_out import HeldOutScores, held_out_of
 from kdpl.confidence.labeled import labeled_records
 from kdpl.confidence.report import rejection
@@ -92,27 +91,12 @@ def test_calibrated_probabilities_are_those_at_the_temperature(sure, many):
         assert [p.probability for p in row] == pytest.approx(falling, rel=1e-4)
 
 
-def test_they_are_kept_in_the_folder(sure, many, tmp_path):
-    for _ in range(2):
-        sure.save(tmp_path / "c")
-    read = Classifier.load(tmp_path / "c")
-    assert predict(read, many, max_error=0.05) == predict(sure, many, max_error=0.05)
-
-
 def test_without_them_an_option_that_needs_them_says_how_to_get_them(sure, many):
     further = world.frozen_vectors(seed=3, class_names=("eel", "ray", "cod", "carp", "pike"))
     for given in (like(sure), sure.add_classes(further)):
         for option in ({"max_error": 0.05}, {"sets": 0.9}, {"calibrated": True}):
             with world.refused(ArtifactError, "run python -m kdpl calibrate"):
                 predict(given, many, **option)
-
-
-def test_with_added_classes_the_remedy_keeps_the_scores_of_the_folder(sure, tmp_path):
-    sure.save(tmp_path / "c")
-    vectors = world.frozen_vectors(seed=3, class_names=("eel", "ray", "cod", "carp", "pike"))
-    extended = Classifier.load(tmp_path / "c").add_classes(vectors)
-    with world.refused(ArtifactError, "save it, and run python -m kdpl calibrate CLASSIFIER"):
-        decision_rule(extended, max_error=0.05)
 
 
 @pytest.fixture(scope="module")

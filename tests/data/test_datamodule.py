@@ -60,18 +60,6 @@ def test_the_labelled_split_is_the_sample_and_the_unlabelled_all_images(folder):
         assert list(unlabelled.sources) == [record.source for record in whole.splits.train]
 
 
-def test_labels_that_no_stage_sees_are_counted(folder):
-    for options, said in (
-        ({"shots": 0}, "validation: 0 of 25; in no stage: 55 (shots 0)"),
-        (
-            {"shots": 3, "protocol": "base_to_novel"},
-            "validation: 25 of 25; in no stage: 21 (shots 3, protocol base_to_novel)",
-        ),
-    ):
-        counts = in_folder(folder, **options).labels.counts_in_stage(2)
-        assert counts == f"labels in the batches of stage 2: 0 of 30; {said}"
-
-
 @pytest.mark.parametrize("setting", [True, "auto"])
 def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothing_else(
     setting, folder
@@ -263,8 +251,6 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     [
         ({"dataset": "mnist"}, "dataset 'mnist' is unknown"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
-        ({"root": "data"}, "dataset 'digits' takes no root: remove root"),
-        ({"reading": ReadingOptions(background=(0, 0, 0))}, r"remove data.*reading\.background"),
         ({"classes": ClassOptions(names="n.csv")}, r"remove data\.init_args\.classes\.names"),
         ({"dataset": Digits(), "root": "x"}, "dataset is a Digits, .*: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown"),

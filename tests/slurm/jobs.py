@@ -86,40 +86,6 @@ def test_a_fit_of_two_tasks_gives_what_two_processes_outside_of_slurm_give(slurm
     assert results["images"] == 899
 
 
-# until Slurm's notice: once requeued, it is done well before another, however busy the machine
-SLOW = """
-import os
-import time
-from lightning.pytorch import Callback
-
-class SlowSteps(Callback):
-    def on_train_batch_start(self, *_):
-        if "SLURM_RESTART_COUNT" not in os.environ:
-            time.sleep(2)
-"""
-
-
-def test_a_fit_that_needs_more_than_its_time_is_requeued_until_it_is_finished(slurm, tmp_path):
-    out, log = tmp_path / "out", tmp_path / "log"
-    (tmp_path / "slow.py").write_text(SLOW)
-    # 100 steps, which would take over 200 s; Slurm's notice is up to a minute early, and so after 120 to 180 s
-    fit = [*DATA, *TEACHER, *configs("logger/wandb.yaml"), "--trainer.enable_progress_bar=false"]
-    fit += ["--trainer.max_epochs=10", "--trainer.check_val_every_n_epoch=10"]
-    slow = ["--trainer.callbacks+=slow.SlowSteps", f"--out={out}"]
-    given = {"options": [*ONE, "--time=4", "--signal=USR1@60"], "PYTHONPATH": str(tmp_path)}
-    job = submit(slurm, "fit.sbatch", *fit, *slow, log=log, **given)
-    (done,) = slurm.finish(job)
-    text = log.read_text()
-    assert done["JobState"] == "COMPLETED", text
-    assert int(done["Restarts"]) >= 1, text
-    assert text.count(f"job {job} {REQUEUED} {out}") == int(done["Restarts"])
-    require_one_run(out)
-    alone = tmp_path / "alone"
-    kdpl(slurm, "fit", *fit, f"--out={alone}")
-    name = "class_vectors.safetensors"
-    assert (out / name).read_bytes() == (alone / name).read_bytes()
-
-
 @pytest.mark.parametrize("tasks", [ONE, TWO], ids=["one task", "two tasks"])
 def test_a_run_that_is_requeued_in_each_stage_ends_as_one_that_was_not(tasks, slurm, tmp_path):
     out, log = tmp_path / "out", tmp_path / "log"
@@ -168,21 +134,6 @@ def test_a_killed_job_leaves_no_lock_and_a_refused_requeue_is_reported(slurm, tm
     assert done["JobState"] == "FAILED", text
     assert f"error: job {job} cannot be requeued (" in text
     assert f"{out}/checkpoints/last.ckpt is kept)" in text
-
-
-def test_a_job_that_would_hang_is_refused(slurm, tmp_path):
-    for command, devices, words in (
-        ("srun --ntasks=2 --ntasks-per-node=2", 1, "devices=1"),
-        ("srun --ntasks=2", 2, "give --ntasks-per-node instead of --ntasks"),
-        ("salloc -J mine --ntasks-per-node=2 --nodes=1", 2, "put srun before the command"),
-    ):
-        fit = [*DATA, *TEACHER, *SHORT, f"--trainer.devices={devices}", f"--out={tmp_path / 'out'}"]
-        started = [*command.split(), sys.executable, "-m", "kdpl", "fit", *fit]
-        done = slurm.run(*started, cwd=ROOT, check=False)
-        assert done.returncode != 0
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert any(words in line for line in errors), done.stderr
-    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_an_array_shares_the_runs_of_a_campaign_also_when_requeued(slurm, tmp_path):

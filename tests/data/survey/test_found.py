@@ -1,24 +1,9 @@
-import pytest
 from benchmark_tree import image
+from PIL import Image
+from runs import noise
 
-from kdpl.data.survey import FoundImage, find, inspect_images, leave_out
-
-
-@pytest.mark.parametrize(
-    ("expected", "ignored"),
-    [
-        (["cat/deep/2.png cat train", "dog/1.png dog train", "unlabelled/3.png  train"], []),
-        (["cat/1.png cat train", "dog/2.png dog train", "Unlabelled_images/3.jfif  train"], []),
-        (["Training/a/1.png a train", "valid/b/3.png b val", "Testing/a/2.png a test"], ["old/c"]),
-        (["train/a/1.png a train", "val/b/3.png b val", "unlabeled/a/4.png  train"], ["train"]),
-    ],
-)
-def test_classes_and_splits_are_those_of_the_folders(expected, ignored, tmp_path):
-    paths = [line.split(" ")[0] for line in reversed(expected)]
-    for path in ["loose.png", ".git/a/0.png", *(f"{folder}/5.png" for folder in ignored), *paths]:
-        image(tmp_path / path)
-    images = [f"{image.path} {image.label} {image.split}" for image in find(tmp_path)]
-    assert [line.removeprefix(f"{tmp_path}/") for line in images] == expected
+from kdpl.data.inspection import is_drawn
+from kdpl.data.survey import FoundImage, find, inspect_images, leave_out, views_to_choose
 
 
 def test_two_spellings_of_one_name_in_unicode_are_one_class(tmp_path):
@@ -54,3 +39,23 @@ def test_a_look_tells_size_digest_and_problem_in_order_for_any_number_of_workers
     assert alone[0].digest == alone[3].digest != alone[2].digest
     assert "2.png cannot be read" in alone[1].problem
     assert [image.problem is None for image in alone] == [True, False, True, True]
+
+
+def test_classes_that_a_mirror_would_change_are_told_by_their_names():
+    photo = FoundImage("photo.png", "", "train", drawn=False)
+    for names in ({"zero", "one", "2"}, {"letter a", "b"}, {"left hand", "right hand"}):
+        assert views_to_choose(names, [photo]) is not None
+    for names in ({"cat", "dog", "seven"}, {"class_07", "class_08"}):
+        assert views_to_choose(names, [photo]) is None
+
+
+def test_grey_images_on_a_plain_ground_are_not_mirrored():
+    written = Image.new("RGB", (60, 40), "white")
+    written.paste((30, 30, 30), (20, 10, 30, 30))
+    coloured = written.copy()
+    coloured.paste((200, 30, 30), (20, 10, 30, 30))
+    assert is_drawn(written)
+    assert not is_drawn(coloured)
+    assert not is_drawn(noise(60, 40, "L").convert("RGB"))
+    drawn = FoundImage("drawn.png", "", "train", drawn=True)
+    assert views_to_choose({"cat", "dog"}, [drawn]) is not None
