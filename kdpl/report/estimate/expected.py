@@ -63,6 +63,15 @@ def paired(difference: Tensor) -> Accuracy:
     return Accuracy(mean, (max(mean - margin, -1.0), min(mean + margin, 1.0)))
 
 
+def share_of(evidence: Evidence, values: Tensor, images: Tensor) -> Tensor:
+    """Return the mean of values [n] of images [n] over each pair of group and class, float [P]."""
+    pairs = evidence.pairs[images]
+    _, pair, sizes = torch.unique(pairs, return_inverse=True, return_counts=True)
+    sums = torch.zeros_like(sizes, dtype=torch.float).index_add(0, pair, values.float())
+    mean: Tensor = sums / sizes
+    return mean
+
+
 def expect(evidence: Evidence, measured: Measured, whole: bool = True) -> Expected:
     """Return what is measured; a student that learns more than a projector lies below its targets.
 
@@ -73,7 +82,7 @@ def expect(evidence: Evidence, measured: Measured, whole: bool = True) -> Expect
     """
     shares = {
         share: {
-            name: evidence.share_of(right, measured.images).cpu()
+            name: share_of(evidence, right, measured.images).cpu()
             for name, right in of_share.items()
         }
         for share, of_share in measured.hits.items()
@@ -166,12 +175,11 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
     rows, judged = expected.rows, STUDENT in expected.rows
 
     # right and all judging groups of each class
-    pair, sizes = evidence.merged(measured.images)
-    truth = torch.zeros_like(sizes).index_copy(0, pair, evidence.truth[measured.images])
+    truth = share_of(evidence, evidence.truth[measured.images], measured.images).long()
     one_hot = F.one_hot(truth, classes).float()
     total = one_hot.sum(dim=0).tolist()
     right, by_name = (
-        (evidence.share_of(measured.hits[1.0][name], measured.images) @ one_hot).tolist()
+        (share_of(evidence, measured.hits[1.0][name], measured.images) @ one_hot).tolist()
         for name in (STUDENT if judged else ZERO_SHOT, ZERO_SHOT)
     )
     mean = sum(right) / sum(total)
@@ -183,7 +191,7 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         limits.append(Limit("labels", gain=more))
     if judged and rows[TARGETS].value - rows[STUDENT].value > _CLEAR:
         targets, student = (measured.hits[1.0][name] for name in (TARGETS, STUDENT))
-        difference = evidence.share_of(targets - student, measured.images).cpu()
+        difference = share_of(evidence, targets - student, measured.images).cpu()
         limits.append(Limit("network", gain=paired(difference)))
     limits.sort(key=lambda limit: -limit.gain.value if limit.gain else 0)
     unknown = [names[c] for c in range(classes) if total[c] > 1 and by_name[c] < total[c] / 4]

@@ -4,6 +4,7 @@ Transductive, following TransCLIP (arXiv 2406.01837): nearby images belong to on
 images of a class lie around its mean. Works on tensors alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
+
+from kdpl.tasks import MULTI_CLASS
 
 _CELLS = 2**25  # largest matrix at a time, 128 MiB in float32
 _LEAST_PRIOR = 1e-9
@@ -34,22 +37,11 @@ class Weights(NamedTuple):
     prior: float
 
 
-# best weights on digits, letters and photographs: without labels, with fewer than ``_MANY`` per
-# class, and with more (docs/targets.md)
-_MANY = 4
-_NONE = (Weights(0.3, 3.0, 0.3),)
-_FEW = (Weights(0.1, 3.0, 0.3),)
-_MORE = (Weights(0.03, 3.0, 1.0), *_FEW)
+REFINEMENTS = (Weights(0.3, 3.0, 0.3), Weights(0.03, 3.0, 1.0), Weights(0.1, 3.0, 0.3), None)
+"""Refinements that are mixed; None: none. The first alone where labels are too few to choose."""
 
-
-def candidates(shots: float, mixed: bool = False) -> tuple[Weights, ...]:
-    """Return the weights to try, the best first, for a number of labels per class.
-
-    With ``mixed``, all of them, of which the first are those without labels.
-    """
-    if mixed:
-        return _NONE + _MORE
-    return _MORE if shots >= _MANY else _FEW if shots else _NONE
+SAME = 0.75
+"""Least share of images on which two encoders' refinements agree if the Gaussians of both count."""
 
 
 @dataclass
@@ -178,3 +170,72 @@ def _fit(features: Tensor, squares: Tensor, z: Tensor, parts: list[slice]) -> tu
     means = sums / mass[:, None]
     variances = (squares - (mass[:, None] * means * means).sum(dim=0)) / len(z)
     return means, variances.clamp_min(_LEAST_VARIANCE)
+
+
+class Space(NamedTuple):
+    """Features of the encoders, side by side.
+
+    Attributes:
+        gaussian: Normalised features of the classes' Gaussians, float [N, D].
+        probed: Normalised features that the probe reads, float [N, D].
+        neighbors: The result of ``affinity``, sparse [N, N].
+    """
+
+    gaussian: Tensor
+    probed: Tensor
+    neighbors: Tensor
+
+    def refine(
+        self, predictions: Tensor, labels: Tensor, weights: Weights | None, rounds: int
+    ) -> Tensor:
+        """Refine predictions [N, C] as ``refine`` does, or only set the labels [N] by None."""
+        if weights is not None:
+            return refine(self.gaussian, predictions, self.neighbors, labels, weights, rounds)
+        fixed = F.one_hot(labels.clamp_min(0), predictions.shape[1]).to(predictions)
+        return torch.where((labels >= 0)[:, None], fixed, predictions)
+
+
+def find_space(
+    features: Tensor,
+    probed: Tensor,
+    widths: list[int],
+    predictions: Tensor,
+    groups: Tensor,
+    config: RefinementConfig,
+) -> Space:
+    """Join encoders, each of equal weight.
+
+    The Gaussians of an encoder count if refinement by it alone, without a label, agrees with that
+    by the first one on the share ``SAME`` of the images.
+
+    Args:
+        features: Features of the encoders side by side, float [N, D].
+        probed: Their normalised features that the probe reads, float [N, D].
+        widths: Number of dimensions of each encoder.
+        predictions: The teacher's probabilities, float [N, C].
+        groups: Groups of the images, [N], as in ``nearest``.
+        config: Settings of the refinement.
+    """
+
+    def neighbors(unit: Tensor) -> Tensor:
+        return affinity(*nearest(unit, config.neighbors, groups))
+
+    def join(units: Iterable[Tensor]) -> Tensor:
+        return F.normalize(torch.cat([F.normalize(unit, dim=1) for unit in units], 1), dim=1)
+
+    units = [F.normalize(standardize(part), dim=1) for part in torch.split(features, widths, dim=1)]
+    probed = join(torch.split(probed, widths, dim=1))
+    if len(units) == 1:
+        return Space(units[0], probed, neighbors(units[0]))
+    unlabeled = torch.full_like(groups, -1)
+    alone = [
+        refine(unit, predictions, neighbors(unit), unlabeled, REFINEMENTS[0], config.rounds)
+        for unit in units
+    ]
+    classes = [MULTI_CLASS.labels(z) for z in alone]
+    same = [
+        unit
+        for unit, predicted in zip(units, classes, strict=True)
+        if (predicted == classes[0]).float().mean() >= SAME
+    ]
+    return Space(join(same), probed, neighbors(join(units)))

@@ -149,7 +149,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             inform(f"refining the predictions of {n} unlabelled images, {labels} labels are seen")
             task = progress.add_task("refinement", total=None)
             assigned = assign(
-                evidence, self, lambda _, total: progress.update(task, advance=1, total=total)
+                evidence, self, lambda total: progress.update(task, advance=1, total=total)
             )
 
         # count the images of the pool per class, and the moved images
@@ -183,7 +183,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
 
     def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
         """Decide whether to take the assignments; ``counts`` are images per class, [C] each."""
-        what = assigned.describe()
+        what = _describe(assigned)
         if assigned.right is not None:
             before, after = assigned.right
             return after >= before, f"{'taken' if after >= before else 'not taken'}: {what}"
@@ -193,6 +193,24 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             left = f"{emptied} class{'es' if emptied > 1 else ''}"
             return False, f"not taken: it leaves {left} without an image, {what}"
         return True, f"taken: {what}"
+
+
+def _describe(assigned: Assigned) -> str:
+    """Return a clause that says what was chosen, and how accurate it is."""
+    if assigned.strength is None:
+        return "there are no labels to measure it on"
+    text, probe = assigned.weights
+    chosen = (
+        f"the teacher's predictions have the weight {text:.2f}, those of a linear probe of the "
+        f"labels {probe:.2f}"
+    )
+    if assigned.right is None:
+        return f"{chosen}; not measured, as teacher or probe have seen all labels: add labels"
+    before, after = (100 * share for share in assigned.right)
+    return (
+        f"{chosen}; right on {after:.1f} % of the {assigned.judges} labelled images or groups that "
+        f"chose the settings, each predicted without its labels, the teacher on {before:.1f} %"
+    )
 
 
 def log_assignments(assignments: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from kdpl.targets.encoding import PREPARED_FOLDER
 from kdpl.targets.refinement import target as refined_target
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
 from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, PoolTargets
-from kdpl.targets.refinement.refine import RefinementConfig, Weights
+from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.targets.refinement.target import Refined
 
 pytestmark = pytest.mark.usefixtures("without_companions")
@@ -168,9 +168,7 @@ def test_the_file_has_what_the_teachers_features_are_refined_to(whole, plainly):
 )
 def test_it_is_taken_unless_labels_or_an_emptied_class_object(right, after, strength, taken):
     weights = (1.0,) if strength is None else (0.4, 1.2)
-    assigned = Assigned(
-        torch.empty(0), weights, strength, {Weights(0.1, 3, 0.3): 1.0}, right, 20, 20
-    )
+    assigned = Assigned(torch.empty(0), weights, strength, (1.0,), right, 20)
     counts = [torch.tensor(count) for count in ((5, 5), after)]
     assert Refined()._decide(assigned, counts)[0] == taken
 
