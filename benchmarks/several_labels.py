@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     students = [_mean_and_spread([_map(run) for run in runs[shots]]) for shots in SHOTS]
     networks = {"student's network": world.student_clip, "teacher's CLIP": world.teacher_clip}
     for title, clip in networks.items():
-        features = _features(clip, Run.find(runs[SHOTS[-1]][0], trusted=True))
+        features = _features(clip, Run.find(runs[SHOTS[-1]][0]))
         found = [_mean_and_spread([_probe(run, features) for run in runs[k]]) for k in SHOTS[1:]]
         print(f"| logistic regression, {title} | | {' | '.join(found)} |", flush=True)
     print(f"| **student of local views** | {' | '.join(students)} |", flush=True)
@@ -206,7 +206,7 @@ def _features(clip: ClipConfig, run: Run) -> dict[str, Tensor]:
 
 def _probe(folder: Path, features: dict[str, Tensor]) -> float:
     """One logistic regression for each class, whose regularisation is the best on validation images."""
-    data = Run.find(folder, trusted=True).data
+    data = Run.find(folder).data
     count = len(data.class_names)
 
     def arrays(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,6 @@ import errno
 import re
 import unicodedata
 
-# bidirectional control characters: they change the displayed order of a line
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of the system for a full disk, quota or file."""
 
@@ -44,11 +41,11 @@ def reason(error: BaseException) -> str:
 def visible(text: str) -> str:
     """Escape characters that affect a terminal or break a line, in Python's notation.
 
-    These are control characters, line separators, bidirectional control characters and surrogates.
+    These are control characters, line separators and surrogates.
     """
     return "".join(
         c.encode("unicode_escape").decode("ascii")
-        if c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
         else c
         for c in text
     )

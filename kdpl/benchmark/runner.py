@@ -172,7 +172,7 @@ def _save_probe(
         origin = read_json(file.with_name(PROBE_FILE))
         if same == {name: origin.get(name) for name in same}:
             return
-    if command(["compare", str(step.folder), "--trust"], step.log) in _INTERRUPTED:
+    if command(["compare", str(step.folder)], step.log) in _INTERRUPTED:
         raise KeyboardInterrupt
     folder = step.folder / PROBE_FOLDER / ("student" if teacher else "teacher")
     if metrics := read_results(folder):

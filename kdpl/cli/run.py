@@ -149,7 +149,7 @@ def _carry_out(
         if first:
             # unless it is written already
             if unfinished or not (folder / REPORT_FILE).is_file():
-                find_command("report")(str(folder), trust=True)
+                find_command("report")(str(folder))
             summarize(console, folder, nothing_done=not unfinished)
 
 

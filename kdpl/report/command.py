@@ -23,13 +23,12 @@ from kdpl.runtime.run_folder import (
 ESTIMATE_FILE = "estimate.html"
 
 
-def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
+def report(run: str, *, out: str | None = None) -> int:
     """Write report.html: what was trained and how well, in one file that needs no other.
 
     Args:
         run: the --out of run, or of a stage's fit
         out: file to write, instead of report.html in RUN
-        trust: import any class that the configs name, for a run that you trust
     """
     folder = Path(run)
     path = output_file("--out", out) if out is not None else folder / REPORT_FILE
@@ -40,7 +39,7 @@ def report(run: str, *, out: str | None = None, trust: bool = False) -> int:
     from kdpl.runtime.messages import inform, quiet_libraries
 
     quiet_libraries()
-    opened = replace(Run.find(folder, trust), read_only=out is not None)
+    opened = replace(Run.find(folder), read_only=out is not None)
     inform("making the report: loading and timing both encoders")
     write_text(path, render(opened))
     print(f"report: {path}")
@@ -52,7 +51,6 @@ def compare(
     *,
     out: str | None = None,
     baselines: Literal["all", "zero-shot", "none"] = "all",
-    trust: bool = False,
 ) -> int:
     """Compare the test accuracies of runs with the first run, on the same test images.
 
@@ -64,7 +62,6 @@ def compare(
         out: Markdown file to write the table to as well
         baselines: rows for the original CLIPs of teacher and student, zero-shot and with a linear
             probe
-        trust: import any class that the configs name, for runs that you trust
     """
     path = output_file("--out", out) if out is not None else None
     if path is not None and path.suffix != ".md":
@@ -76,7 +73,7 @@ def compare(
     from kdpl.runtime.messages import quiet_libraries
 
     quiet_libraries()
-    rows, notes = compare_runs(runs, baselines, trust)
+    rows, notes = compare_runs(runs, baselines)
     print("\n".join(map(visible, [*table_lines(rows), "", *notes])))
     if path is not None:
         lines = table_lines(rows, escape_markdown)
@@ -158,7 +155,6 @@ def suggest(
     out: str,
     images: PositiveInt | None = None,
     pool: PositiveInt = 10_000,
-    trust: bool = False,
 ) -> int:
     """Choose the images to label next, and point out labels that look wrong, from 8 a class on.
 
@@ -171,7 +167,6 @@ def suggest(
         images: number of images to label, by default 4 for each class
         pool: images without a label that are looked at; if there are more, that many drawn at
             random
-        trust: import any class that the configs name, for a run that you trust
     """
     require_run(Path(run))
 
@@ -184,7 +179,7 @@ def suggest(
     if (folder / TABLE).exists():
         raise ConfigError(f"{folder / TABLE} exists already: choose another --out, or remove it")
     quiet_libraries()
-    opened = Run.find(Path(run), trust)
+    opened = Run.find(Path(run))
     suggestions = Suggestions.of(opened, images, pool)
     suggestions.save(folder)
     wrong, doubtful = "", suggestions.doubtful

@@ -50,7 +50,7 @@ class ComparisonRow(NamedTuple):
         return cls(name, seeds, {key: np.stack([scores[key] for scores in scored]) for key in keys})
 
 
-def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, list[Run]]:
+def find_groups(arguments: Sequence[str]) -> dict[str, list[Run]]:
     """Find the runs of each row of a comparison, in the order of their seeds."""
     groups: dict[str, list[Run]] = {}
     for name, folders in map(runs_of, arguments):
@@ -58,9 +58,7 @@ def find_groups(arguments: Sequence[str], trusted: bool = False) -> dict[str, li
             raise ConfigError(
                 f"two of the runs are called {name}: name them, as in first=RUN second=RUN"
             )
-        groups[name] = sorted(
-            (Run.find(folder, trusted) for folder in folders), key=lambda run: run.seed
-        )
+        groups[name] = sorted((Run.find(folder) for folder in folders), key=lambda run: run.seed)
         if len({run.seed for run in groups[name]}) < len(folders):
             raise ConfigError(
                 f"two runs of {name} have the same seed: give runs that differ in the seed"
@@ -91,12 +89,10 @@ def _require_same_test(run: Run, first: Run) -> None:
             )
 
 
-def compare_runs(
-    arguments: Sequence[str], kind: str, trusted: bool = False
-) -> tuple[list[Compared], list[str]]:
+def compare_runs(arguments: Sequence[str], kind: str) -> tuple[list[Compared], list[str]]:
     """Return the figures of a comparison, with baselines of a ``kind``, and notes on them."""
     # a row for each group of runs, then the baselines
-    groups = find_groups(arguments, trusted)
+    groups = find_groups(arguments)
     rows = [
         ComparisonRow.of(name, [run.seed for run in group], [scores_of(r, r.main) for r in group])
         for name, group in groups.items()

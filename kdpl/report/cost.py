@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.benchmark import set_torch_threads
 
 from kdpl.class_vectors import ClassVectors
-from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report.run_folder import Run, attempt
 from kdpl.runtime.run_folder import CLASS_VECTORS_FILE, CLASSIFIER_FOLDER, PROMPTS_FILE
 from kdpl.targets.frozen_teacher import FrozenTeacher
@@ -57,8 +56,6 @@ def costs(run: Run) -> dict[str, Any]:
 
 def _teacher_encoder(run: Run) -> Encoder:
     stage = run.require("teacher")
-    prompts = stage.folder / PROMPTS_FILE
-    stage.require_trust(TunedPrompts.load(prompts).method, prompts)
     vectors = ClassVectors.load(stage.folder / CLASS_VECTORS_FILE)
     teacher = FrozenTeacher(stage.folder, vectors)
     teacher.load()

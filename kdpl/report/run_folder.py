@@ -31,8 +31,6 @@ from kdpl.runtime.run_folder import (
 )
 from kdpl.tasks import MULTI_CLASS
 
-_NAMING = ("class_path", "augmentation", "dataset")  # settings that may name a class to import
-
 T = TypeVar("T")
 
 Pair = tuple[ImagePrediction, ImagePrediction]
@@ -43,21 +41,16 @@ Pair = tuple[ImagePrediction, ImagePrediction]
 class Stage:
     """Folder of one stage: a fit and its test, or the test of an original CLIP; it need not exist.
 
-    With ``trusted``, its config may name classes other than kdpl's. Reading a missing or damaged
-    file raises a KdplError.
+    Reading a missing or damaged file raises a KdplError.
     """
 
     folder: Path
-    trusted: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Complete config of the fit."""
         file = self.folder / CONFIG_FILE
         config = read_config(str(file))
-        # before anything is imported
-        for name in _named_classes([config.get("model"), config.get("data")]):
-            self.require_trust(name, file)
         match config:
             case {
                 "seed_everything": int(),
@@ -68,14 +61,6 @@ class Stage:
         raise ConfigError(
             f"config {file} is not that of a fit, with seed_everything, model and data: restore it"
         )
-
-    def require_trust(self, name: str, file: Path) -> None:
-        """Raise a ConfigError if a file names a class other than kdpl's, unless trusted."""
-        if "." in name and not name.startswith("kdpl.") and not self.trusted:
-            raise ConfigError(
-                f"{file} names the class {name[:100]}, expected a class of kdpl, since its code "
-                "would be run: if you trust the run, give --trust"
-            )
 
     def settings(self, section: str) -> dict[str, Any]:
         """Return the settings of ``model`` or ``data``."""
@@ -105,16 +90,6 @@ class Stage:
             raise ArtifactError(f"{file} does not exist: only a fit with the CSV logger writes it")
         with _reading(file):
             return read_metrics(file)
-
-
-def _named_classes(tree: Any) -> Iterator[str]:
-    if isinstance(tree, list):
-        tree = dict(enumerate(tree))
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            if key in _NAMING and isinstance(value, str):
-                yield value
-            yield from _named_classes(value)
 
 
 def test_of(stage: Path) -> str:
@@ -157,26 +132,26 @@ class Run:
     read_only: bool = False
 
     @classmethod
-    def find(cls, folder: Path, trusted: bool = False) -> "Run":
+    def find(cls, folder: Path) -> "Run":
         """Find the stages of a folder of ``run``, or of a single stage and its teacher."""
         require_run(folder)
         # a single stage; a student names its teacher
         if (folder / CONFIG_FILE).is_file():
-            stage = Stage(folder, trusted)
+            stage = Stage(folder)
             named = stage.settings("model").get("teacher")
             if named is None:
                 return cls(folder, stage, None)
-            return cls(folder, Stage(Path(named), trusted), stage)
+            return cls(folder, Stage(Path(named)), stage)
         # a folder of run
         finished = {
-            name: Stage(folder / name, trusted)
+            name: Stage(folder / name)
             for name in STAGE_FOLDERS
             if (folder / name / CONFIG_FILE).is_file()
         }
         for stage in finished.values():
             _ = stage.config  # a damaged config is an error, not a gap
         clips = [
-            Stage(folder / "zero_shot" / name, trusted) if name in finished else None
+            Stage(folder / "zero_shot" / name) if name in finished else None
             for name in STAGE_FOLDERS
         ]
         teacher, student = map(finished.get, STAGE_FOLDERS)

@@ -91,7 +91,7 @@ def test_the_report_shows_what_was_tested_instead_of_accuracies(run):
     results["chance"] = read_results(run / "student")["test/chance"]
     assert tiles == {role: f"{100 * share:.1f}" for role, share in results.items()}
 
-    data = several_labels(Run.find(run, trusted=True))
+    data = several_labels(Run.find(run))
     assert data["images"] == 24
     assert len(data["models"]) == 7
     for row, (low, high) in data["classes"]:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from report_pages import change_vectors, put_together, set_in
+from report_pages import change_vectors, put_together
 from resampling import bootstrap_difference, bootstrap_harmonic_mean
 from runs import fit_teacher, refused
 from runs import test as run_test
@@ -236,13 +236,12 @@ def test_the_same_files_behind_a_link_are_the_same_test_images_and_what_differs_
 
 
 def test_what_cannot_be_compared_is_refused_in_a_line(run, monkeypatch, capsys):
-    names = ("other", "untested", "images", "classes", "split", "strange")
+    names = ("other", "untested", "images", "classes", "split")
     copies = {name: copy_of(run, name) for name in names}
     (copies["untested"] / "test_predictions.csv").unlink()
     write_predictions(copies["images"], read_predictions(copies["images"])[1:])
     change_vectors(copies["classes"], class_names=("none", *map(str, range(1, 10))))
     change_vectors(copies["split"], num_base=5)
-    set_in(copies["strange"], "data", dataset={"class_path": "stranger.Reader", "init_args": {}})
     monkeypatch.chdir(run.parent)
     capsys.readouterr()
     for args, words in (
@@ -254,7 +253,6 @@ def test_what_cannot_be_compared_is_refused_in_a_line(run, monkeypatch, capsys):
         (["run", "images"], "images was tested on other test images than run (898 and 899)"),
         (["run", "classes"], "classes was tested on other classes than run (none and zero)"),
         (["split"], "split has no predictions among the base or the novel classes alone"),
-        (["strange"], "give --trust"),
         (["run", "--out=run"], "--out run is a folder"),
     ):
         refused(capsys, main(["compare", *args, "--baselines=none"]), words)

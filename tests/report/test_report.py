@@ -26,10 +26,8 @@ from kdpl.data.identity import digest_of
 from kdpl.data.readers import digits
 from kdpl.data.readers.digits import CLASS_NAMES, open_digit
 from kdpl.errors import DataError
-from kdpl.prompts.tuned import TunedPrompts
 from kdpl.report import refined
 from kdpl.report.accuracy import accuracies, find_examples, thumbnail
-from kdpl.report.cost import costs
 from kdpl.report.run_folder import Run
 from kdpl.report.training import training
 from kdpl.runtime.class_names import shorten
@@ -190,15 +188,6 @@ def test_where_no_label_was_used_a_probe_is_not_missing(run):
     for stage in ("teacher", "student"):
         set_in(run / stage, "data", shots=0)
     assert accuracies(Run.find(run))["gaps"] == []
-
-
-def test_a_prompt_method_that_is_not_kdpls_is_not_imported(run, tmp_path, monkeypatch):
-    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    prompts = TunedPrompts.load(run / "teacher/prompts.safetensors")
-    replace(prompts, method="stranger.Prompts").save(run / "teacher/prompts.safetensors")
-    assert "names the class stranger.Prompts" in costs(Run.find(run))["gaps"]["teacher"]
-    assert not (tmp_path / "written").exists()
 
 
 def test_confidences_at_the_temperature_are_those_of_predict(finished):

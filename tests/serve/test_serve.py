@@ -172,13 +172,13 @@ def test_a_name_is_never_taken_as_a_path(client, photos):
 def test_characters_of_a_name_that_cannot_be_written_are_escaped(client):
     # the client chooses the encoding of its names
     head = "multipart/form-data; boundary=x; charset=unicode_escape"
-    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a\\\\ud800\\\\u202e.png"\r\n\r\n%b\r\n'
+    part = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a\\\\ud800.png"\r\n\r\n%b\r\n'
     answer = client.post(PATH, content=part % PICTURE + b"--x--", headers={"content-type": head})
     assert answer.status_code == 200
-    assert [row["path"] for row in answer.json()["predictions"]] == ["a\\ud800\\u202e.png"]
+    assert [row["path"] for row in answer.json()["predictions"]] == ["a\\ud800.png"]
     answer = client.post(PATH, content=part % b"garbage" + b"--x--", headers={"content-type": head})
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("image a\\ud800\\u202e.png cannot be read")
+    assert answer.json()["detail"].startswith("image a\\ud800.png cannot be read")
 
 
 def test_an_unreadable_image_does_not_fail_the_requests_beside_it(sure):
