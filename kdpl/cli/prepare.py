@@ -142,7 +142,8 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
 
     teacher = parse("teacher")
     without_labels = teacher.config.get("data.init_args.shots") == 0
-    if without_labels:
+    if without_labels or run.has_original_clip:
+        # options for both stages, such as epochs, are the student's
         teacher = untuned(teacher)
     student = parse("student", teacher=str(out / "teacher"))
     data, names_set = student.data(), run.names_set()
@@ -159,17 +160,7 @@ def parse_stages(out: Path, run: Options) -> "dict[str, KdplCLI]":
         and data.task == MULTI_CLASS.name
     ):
         student = student.derive({"model": {"init_args": {"target": "refined"}}})
-    stages = {"teacher": teacher, "student": student}
-    # folds of the labels can choose, and few validation images are worth more as labels
-    if (
-        not is_tuned(teacher)
-        and _refines(student)
-        and "data.train_on_val" not in names_set
-        and from_user
-    ):
-        values = {"data": {"init_args": {"train_on_val": "auto"}}}
-        stages = {name: stage.derive(values) for name, stage in stages.items()}
-    return stages
+    return {"teacher": teacher, "student": student}
 
 
 def _with_stored_features(
@@ -185,13 +176,3 @@ def _with_stored_features(
         if f"{_ARGUMENTS}.{name}" in stage.config and f"model.{name}" not in names_set:
             defaults[name] = "auto"
     return stage.derive({"model": {"init_args": defaults}}) if defaults else stage
-
-
-def _refines(student: "KdplCLI") -> bool:
-    from kdpl.targets import target_class
-    from kdpl.targets.refinement.target import Refined
-
-    target = student.config.get("model.init_args.target") or "teacher"
-    return issubclass(
-        target_class(target if isinstance(target, str) else target.class_path), Refined
-    )

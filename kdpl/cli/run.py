@@ -46,11 +46,12 @@ def run(
     seed: int = 1,
     shots: NonNegativeInt | None = None,
     search: list[PositiveFloat] | None = None,
+    tuned: bool = False,
     class_names: str | None = None,
     label_separator: str | None = None,
     settings: list[str],
 ) -> int:
-    """Tune a teacher, freeze class vectors, distil a student, test both, write classifier, report.
+    """Prepare a teacher, freeze class vectors, distil a student, test both, write a report.
 
     With PATH, your images are surveyed, trainer, teacher, student and target are chosen unless you
     give them, and the command that names them is printed. Any other option, such as
@@ -73,6 +74,8 @@ def run(
         search: Choose what of the student is trained before it is distilled, by short fits that are
             compared without labels: the student as configured, and its whole image tower at these
             learning rates (default: 0.0001 0.0003 0.001). Costs about one more fit.
+        tuned: With PATH, tune the teacher's prompts on the labels, and distil its predictions, as
+            published; otherwise the labels correct the predictions of the original CLIP.
         class_names: With PATH, file with the names of all classes, as for init.
         label_separator: With a table as PATH, character between two classes of a label, as for
             init.
@@ -84,11 +87,16 @@ def run(
     classes = ClassOptions(class_names, label_separator=label_separator)
     if path is None:
         _require_options({"--teacher": teacher, "--student": student, "--out": out}, classes)
+        if tuned:
+            raise ConfigError(
+                "--tuned is for PATH: without it, a teacher is tuned unless --teacher zero_shot "
+                "follows its config"
+            )
     folder = Path(out or Path("runs") / absolute(path or "").stem)
     # a stage may exist already, imported for example
     require_folder_of("a run", folder, RUN_FILE, (*STAGE_FOLDERS, DATA_FOLDER))
     settings = [f"--data.init_args.shots={shots}", *settings] if shots is not None else settings
-    options = Options(config, teacher, student, search, settings, seed)
+    options = Options(config, teacher, student, search, settings, seed, tuned)
     options.files()  # refuses mistyped names before imports that take seconds
 
     from kdpl.cli.prepare import complete, parse_stages
@@ -98,7 +106,7 @@ def run(
 
     # find the configs, and parse the settings of each stage
     stages = parse_stages(folder, options)
-    record = {"configs": options.files(), "seed": seed, "settings": settings}
+    record = {"configs": options.files(), "seed": seed, "settings": options.settings}
     _carry_out(folder, stages, _steps(folder, stages, options.search), record)
     return 0
 

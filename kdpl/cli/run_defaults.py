@@ -9,6 +9,7 @@ from kdpl.runtime.advice import command
 from kdpl.runtime.configs import find_config, read_config
 from kdpl.runtime.origin import Origin, flatten
 
+_TARGET = (".target", ".target.class_path")
 _SMALL_GPU = 8 * 2**30  # bytes; a step of the published teacher with 1,000 classes takes 5.6 GB
 _POOL_TO_SEARCH = 500  # images to distil on, of which a search holds 100 out
 
@@ -26,6 +27,7 @@ class Options:
     search: Sequence[float] | None = None
     settings: Sequence[str] = ()
     seed: int = 1
+    tuned: bool = False
 
     def files(self) -> dict[str, list[str]]:
         """Return the files of the configs, shared and of each stage, all of which can be read."""
@@ -70,6 +72,25 @@ class Options:
         names += [setting.lstrip("-").partition("=")[0] for setting in self.settings]
         return [name.replace(".init_args", "") for name in names]
 
+    @property
+    def has_original_clip(self) -> bool:
+        """Whether the teacher is an original CLIP, by its last config."""
+        return bool(self.teacher) and Path(self.teacher[-1]).stem == "zero_shot"
+
+    def target(self) -> str | None:
+        """Return the student's target, by name or class path, if configs or settings set one."""
+        files = self.files()
+        given = {
+            name: value
+            for config in map(read_config, files["shared"] + files["student"])
+            for name, value in flatten(config).items()
+        }
+        given |= dict(
+            setting.lstrip("-").split("=", 1) for setting in self.settings if "=" in setting
+        )
+        targets = [str(value) for name, value in given.items() if name.endswith(_TARGET)]
+        return targets[-1] if targets else None
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -95,7 +116,16 @@ class Choice:
         """Return the options of the run, where the user's win, and the reasons for the others."""
         names = options.names_set()
         trainer = [] if any(name == "trainer.accelerator" for name in names) else self.trainer
-        target = [] if any(name.startswith("model.target") for name in names) else [self.target]
+        given = options.target()
+        target = [] if given or options.tuned else [self.target]
+        # its labels go into refined targets, and not into prompts
+        refines = "refined" in (given or "".join(target)).lower() and not options.tuned
+        teacher = [*(options.teacher or self.teacher)]
+        settings = [*options.settings]
+        if refines:
+            teacher += ["zero_shot"] * (Path(teacher[-1]).stem != "zero_shot")
+            if "data.train_on_val" not in names:
+                settings.append("--data.init_args.train_on_val=true")
         reasons = dict(self.reasons)
         searches = self.search and options.search is None and not options.student
         if self.search and options.student and options.search is None:
@@ -105,7 +135,8 @@ class Choice:
         completed = replace(
             options,
             config=[data, *trainer, *options.config],
-            teacher=options.teacher or self.teacher,
+            teacher=teacher,
+            settings=settings,
             student=[*(options.student or self.student), *target],
             search=() if searches else options.search,
         )
@@ -113,6 +144,7 @@ class Choice:
             "trainer": trainer,
             "models": not (options.teacher and options.student),
             "target": target,
+            "labels": refines,
             "search": self.search and options.search is None,
         }
         return completed, [why for name, why in reasons.items() if is_chosen[name]]
@@ -156,6 +188,10 @@ def choose(several_labels: bool) -> Choice:
     if several_labels:
         learned = "what the teacher sees in crops of each image"
     reasons["target"] = f"target {target}: the student learns {learned}"
+    reasons["labels"] = (
+        "labels: all of them, validation images too, make the targets of the original CLIP, and no "
+        "prompts are tuned: --tuned tunes the teacher's prompts on them, as published"
+    )
     reasons["search"] = (
         f"search: {_POOL_TO_SEARCH} or more images to distil on are enough to choose what of so "
         "small a student is trained"

@@ -88,9 +88,8 @@ class DomainDataModule(LightningDataModule):
         val_shots: Validation images a class, at most ``shots`` of them; None: the whole validation
             split; ``auto``: 4 of a benchmark's dataset, as published, and all of your images.
         train_on_val: Train on the validation images as well, so that none is left to validate, or
-            to calibrate the classifier, on; ``auto``: with fewer than 16 labelled training images a
-            class. ``run`` sets ``auto`` for refined targets of an untuned teacher on your images.
-            Give both stages the same.
+            to calibrate the classifier, on. ``run PATH`` sets it for refined targets. Give both
+            stages the same.
         unlabeled_share: Share of the unlabelled training images to distil on, above 0 and at most
             1.
         allow_fewer_shots: Use classes that have fewer than ``shots`` training images as they are.
@@ -115,7 +114,7 @@ class DomainDataModule(LightningDataModule):
         protocol: ClassProtocol = "all",
         shots: NonNegativeInt | None = 16,
         val_shots: PositiveInt | Literal["auto"] | None = "auto",
-        train_on_val: bool | Literal["auto"] = False,
+        train_on_val: bool = False,
         unlabeled_share: float = 1.0,
         allow_fewer_shots: bool = False,
         balance_classes: bool = False,

@@ -13,9 +13,6 @@ from kdpl.errors import DataError
 ClassProtocol = Literal["all", "base_to_novel"]
 EvaluationSplit = Literal["labeled", "val", "test"]
 
-FEW = 16
-"""Labelled training images a class below which ``auto`` trains on validation images."""
-
 
 @dataclass(frozen=True)
 class Labels:
@@ -34,7 +31,7 @@ class Labels:
     val_shots: int | None
     allow_fewer_shots: bool
     seed: int
-    train_on_val: bool | Literal["auto"] = False
+    train_on_val: bool = False
 
     @cached_property
     def splits(self) -> Splits:
@@ -56,10 +53,7 @@ class Labels:
     @cached_property
     def trains_on_val(self) -> bool:
         """Whether validation images are trained on, and none is left to validate on."""
-        wanted = self.train_on_val
-        if wanted == "auto":
-            wanted = len(self._drawn[0]) < FEW * len(self.read.class_names)
-        return wanted and bool(self._drawn[1])
+        return self.train_on_val and bool(self._drawn[1])
 
     @property
     def num_base(self) -> int | None:
@@ -134,8 +128,8 @@ class Labels:
             why = [f"{name} {value}" for name, value in named.items() if value not in (None, "all")]
             line += f"; in no stage: {unseen} ({', '.join(why)})"
         if self.trains_on_val:
-            line += f"; {len(self._drawn[1])} validation images are trained on (train_on_val "
-            line += f"{self.train_on_val}), and none is left to calibrate a classifier on"
+            line += f"; {len(self._drawn[1])} validation images are trained on (train_on_val), and "
+            line += "none is left to calibrate a classifier on"
         return line
 
     def evaluation(self, split: EvaluationSplit) -> Sequence[Record]:

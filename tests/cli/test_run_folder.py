@@ -23,7 +23,7 @@ MINIATURES = Choice(
     student=["quickstart"],
     target="refined",
     search=True,
-    reasons=dict.fromkeys(("trainer", "models", "target", "search"), "why"),
+    reasons=dict.fromkeys(("trainer", "models", "target", "labels", "search"), "why"),
 )
 
 
@@ -41,7 +41,7 @@ def test_a_folder_alone_becomes_a_classifier_and_the_printed_command_resumes_els
     with interrupted_at(2):
         assert main(["run", "my pets", *few]) == 130
     said, err = capsys.readouterr()
-    assert err.endswith("resume (step 1 of 6 is finished and kept)\n")
+    assert err.endswith("resume (step 1 of 5 is finished and kept)\n")
     (command,) = [line for line in said.splitlines() if line.startswith("  python -m kdpl run")]
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(shlex.split(command)[3:]) == 0
@@ -100,23 +100,50 @@ def test_an_image_that_was_left_out_is_named_at_each_start_and_its_repair_is_ano
 def test_what_is_given_wins():
     options, reasons = chosen(Options())
     assert options.config == ["data.yaml", "trainer/cpu"]
-    assert (options.teacher, options.student) == (["quickstart"], ["quickstart", "refined"])
+    assert options.teacher == ["quickstart", "zero_shot"]
+    assert options.student == ["quickstart", "refined"]
+    assert options.settings == ["--data.init_args.train_on_val=true"]
     assert options.search == ()
-    assert len(reasons) == 4
+    assert len(reasons) == 5
 
     options, reasons = chosen(Options(["trainer/gpu"], ["promptsrc_vit_l14"], ["promptkd_vit_b16"]))
     assert options.config == ["data.yaml", "trainer/gpu"]
-    assert options.teacher == ["promptsrc_vit_l14"]
+    assert options.teacher == ["promptsrc_vit_l14", "zero_shot"]
     assert options.student == ["promptkd_vit_b16", "refined"]
     assert options.search is None
-    # that of the target, and that nothing is searched
-    assert len(reasons) == 2
-    assert "add --search" in reasons[1]
+    # that of the target and the labels, and that nothing is searched
+    assert len(reasons) == 3
+    assert "add --search" in reasons[2]
 
     student = ["quickstart", "local_views"]
     assert chosen(Options(student=student))[0].student == student
-    given = Options(student=student[:1], settings=["--model.target=teacher"])
-    assert chosen(given)[0].student == student[:1]
+    kept = chosen(Options(settings=["--data.train_on_val=false"]))[0].settings
+    assert kept == ["--data.train_on_val=false"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Options(tuned=True),
+        Options(settings=["--model.target=teacher"]),
+        Options(student=["quickstart", "labeled"]),
+        Options(student=["quickstart", "refined"], tuned=True),
+    ],
+)
+def test_the_teacher_is_tuned_where_its_labels_are_not_refined_or_it_is_wanted(given):
+    options, _ = chosen(given)
+    assert options.teacher == ["quickstart"]
+    assert options.student == (given.student or ["quickstart"])
+    assert [*options.settings] == [*given.settings]
+
+
+def test_labels_that_refine_the_original_clip_are_not_spent_twice():
+    student = [[], ["quickstart", "refined"]]
+    target = ["--model.init_args.target.class_path=kdpl.targets.refinement.target.Refined"]
+    for given in (*(Options(student=names) for names in student), Options(settings=target)):
+        assert chosen(given)[0].teacher == ["quickstart", "zero_shot"]
+    alone = chosen(Options(teacher=["quickstart", "zero_shot"]))[0]
+    assert alone.teacher == ["quickstart", "zero_shot"]
 
 
 @pytest.mark.parametrize(

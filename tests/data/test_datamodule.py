@@ -60,11 +60,8 @@ def test_the_labelled_split_is_the_sample_and_the_unlabelled_all_images(folder):
         assert list(unlabelled.sources) == [record.source for record in whole.splits.train]
 
 
-@pytest.mark.parametrize("setting", [True, "auto"])
-def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothing_else(
-    setting, folder
-):
-    kept, data = in_folder(folder), in_folder(folder, train_on_val=setting)
+def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothing_else(folder):
+    kept, data = in_folder(folder), in_folder(folder, train_on_val=True)
     train, val = kept.labels.tuning("labeled"), kept.labels.tuning("val")
     assert (data.labels.tuning("labeled"), data.labels.tuning("val")) == (train + val, [])
     assert len(train + val) == 5 * 4 + 5 * 5
@@ -76,31 +73,19 @@ def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothin
         data.labels.evaluation("val")
     assert data.labels.counts_in_stage(2) == (
         "labels in the batches of stage 2: 0 of 55; validation: 0 of 0; in no stage: 10 (shots 4); "
-        f"25 validation images are trained on (train_on_val {setting}), and none is left to "
-        "calibrate a classifier on"
+        "25 validation images are trained on (train_on_val), and none is left to calibrate "
+        "a classifier on"
     )
     # of few classes or all, the same images of a class
-    base = in_folder(folder, train_on_val=setting, protocol="base_to_novel")
+    base = in_folder(folder, train_on_val=True, protocol="base_to_novel")
     assert base.labels.training() == [record for record in train + val if record.label < 3]
 
 
-def test_validation_images_stay_out_of_training_where_labels_are_many_or_not_wanted(folder):
-    for images in range(6, 16):
-        for name in "edcba":
-            shade = Image.new("RGB", (10, 8), (images, ord(name), 200))
-            shade.save(folder / "data/train" / name / f"{images}.png")
-    for options in (
-        {"shots": None},
-        {"shots": 0, "train_on_val": True},
-        {"shots": 0},
-        {"shots": 4, "train_on_val": False},
-    ):
-        data = in_folder(folder, **{"train_on_val": "auto", **options})
-        kept = in_folder(folder, **{**options, "train_on_val": False})
-        assert list(data.pool.images) == list(kept.pool.images)
-        assert data.splits.val == kept.splits.val
-        assert data.labels.counts_in_stage(2) == kept.labels.counts_in_stage(2)
-    assert not in_folder(folder, shots=15, train_on_val="auto").splits.val
+def test_without_shots_validation_images_stay_out_of_training(folder):
+    data, kept = in_folder(folder, shots=0, train_on_val=True), in_folder(folder, shots=0)
+    assert list(data.pool.images) == list(kept.pool.images)
+    assert data.splits.val == kept.splits.val
+    assert data.labels.counts_in_stage(2) == kept.labels.counts_in_stage(2)
 
 
 def test_validation_is_capped_and_test_is_not(folder):
