@@ -1,10 +1,7 @@
 import shutil
 
-import numpy as np
 import pytest
-from PIL import Image
-from runs import refused
-from sklearn.datasets import load_digits
+from runs import image_folder, refused
 
 from kdpl.__main__ import main
 from kdpl.class_vectors import NameEncoder
@@ -13,11 +10,8 @@ from kdpl.classifier.formats.registry import FORMATS
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    for i, image in enumerate(load_digits().images[:60]):
-        Image.fromarray((image * 15).astype(np.uint8)).resize((30, 34)).save(folder / f"{i:02}.png")
-    return folder
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("images"), images=8)
 
 
 def export(classifier, kind, out, *more):
@@ -34,7 +28,7 @@ def export(classifier, kind, out, *more):
     ],
 )
 def test_a_file_that_differs_too_much_is_not_kept(
-    kind, options, difference, words, classifier, digits, tmp_path, capsys, monkeypatch
+    kind, options, difference, words, classifier, images, tmp_path, capsys, monkeypatch
 ):
     # a difference that is made up needs no file with content
     blank = {"write": lambda *args: args[2].touch(), "load": lambda _: None, "extras": {}}
@@ -43,7 +37,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
     compared = Difference(**{"images": 60, "same": 60, "largest": 0.0, **difference})
     monkeypatch.setattr("kdpl.classifier.export.compare", lambda *_: compared)
     out = tmp_path / "c.onnx"
-    calibration = [] if kind == "onnx" else [f"--calibration={digits}"]
+    calibration = [] if kind == "onnx" else [f"--calibration={images}"]
     code = export(classifier, kind, out, *calibration, *options)
     if words is None:
         assert code == 0
@@ -56,7 +50,7 @@ def test_a_file_that_differs_too_much_is_not_kept(
 
 
 def test_added_classes_are_written_and_damaged_images_left_out(
-    classifier, teacher_run, digits, tmp_path, monkeypatch, capsys
+    classifier, teacher_run, images, tmp_path, monkeypatch, capsys
 ):
     written, further = [], tmp_path / "further.safetensors"
 
@@ -71,7 +65,7 @@ def test_added_classes_are_written_and_damaged_images_left_out(
     NameEncoder.load(teacher_run).encode(["cross", "ring"]).save(further)
     out, mixed = tmp_path / "new" / "c.onnx", tmp_path / "mixed"
     mixed.mkdir()
-    shutil.copy(digits / "00.png", mixed)
+    shutil.copy(images / "train/cat/0.png", mixed)
     (mixed / "broken.png").write_bytes(b"no image")
     assert export(classifier, "onnx", out, f"--add-classes={further}", f"--check={mixed}") == 0
     assert f"left out 1 of 2 images of {mixed}: " in capsys.readouterr().err
