@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from kdpl import __version__
 from kdpl.cli import COMMANDS, STAGES, USAGE, find_command
 from kdpl.runtime import faults
-from kdpl.runtime.advice import did_you_mean
 
 # exit codes of a shell for Ctrl-C, SIGPIPE and SIGTERM
 _INTERRUPTED, _PIPE_CLOSED, _TERMINATED = 130, 141, 143
@@ -106,7 +105,7 @@ def _run(args: list[str]) -> int:
         print(f"kdpl {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        problem = f"there is no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}"
+        problem = f"there is no command {args[0]!r}"
         print(f"error: {problem}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     function = find_command(args[0])

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 from docstring_parser import parse as parse_docstring
 
 from kdpl.errors import ConfigError
-from kdpl.runtime.advice import did_you_mean
 
 if TYPE_CHECKING:
     from kdpl.classifier import Classifier
@@ -86,28 +85,20 @@ def parse(command: Command, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """
     parser = build_parser(command, prog)
     parameters = inspect.signature(command).parameters
-    hands_on, absent = _SETTINGS in parameters, list[str]()
-    if hands_on and (not argv or argv[0].startswith("-")):
-        # an optional argument has to come first: values of options to hand on look like one
-        absent = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and parameter.default is None
-        ]
-    split = parser.parse_known_args if hands_on else parser.parse_known_intermixed_args
-    values, unknown = split([*[""] * len(absent), *argv])
-    options = {**vars(values), **dict.fromkeys(absent)}
-    named = [_option(name) for name in options]
-    for word in unknown:
-        option = word.partition("=")[0]
-        # where an option of that name is unknown, it is a positional argument
-        hint = f" (leave out {option})" if option in named else did_you_mean(option, named)
-        # settings of stages have dots, or are unlike the command's own options
-        if not hands_on or (hint and option.startswith("-") and "." not in option):
-            words = word if hands_on else " ".join(unknown)
-            parser.error(f"unrecognized arguments: {words}{hint}")
-    if hands_on:
-        options[_SETTINGS] = unknown
+    if _SETTINGS in parameters:
+        absent = list[str]()
+        if not argv or argv[0].startswith("-"):
+            # an optional argument has to come first: values of options to hand on look like one
+            absent = [
+                name
+                for name, parameter in parameters.items()
+                if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+                and parameter.default is None
+            ]
+        values, unknown = parser.parse_known_args([*[""] * len(absent), *argv])
+        options = {**vars(values), **dict.fromkeys(absent), _SETTINGS: unknown}
+    else:
+        options = vars(parser.parse_intermixed_args(argv))
     if _RULE in parameters:
         rule, *more_rules = [Rule(*pair) for pair in _made_of_options(options)] or [Rule()]
         if more_rules:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from functools import cache, partial
+from functools import cache
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from pkgutil import resolve_name
@@ -31,7 +31,6 @@ from kdpl.callbacks.finite_loss import FiniteLoss
 from kdpl.callbacks.preemption import Preemption
 from kdpl.callbacks.results import LOGGED_IMAGES, SaveTestResults
 from kdpl.callbacks.run_config import RunConfig, require_same_settings
-from kdpl.cli.wrong_option import hint_of
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.data.domain import build_data
 from kdpl.errors import ConfigError
@@ -86,11 +85,10 @@ class KdplCLI(LightningCLI):
         self, command: Command, args: Sequence[str], values: Mapping[str, Any] | None = None
     ) -> None:
         self.command: Command = command
-        self._in_one_sentence = partial(in_one_sentence, partial(hint_of, options=args))
         if values is not None:
             # parsed together with the arguments, which may lack what is required
             args = [*args, f"--config={json.dumps(values)}"]
-        with self._in_one_sentence():
+        with in_one_sentence():
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -153,7 +151,7 @@ class KdplCLI(LightningCLI):
         """Return a stage of the same settings but for ``values``, a tree like a config's."""
         derived = copy(self)
         derived.command = command or self.command
-        with self._in_one_sentence():
+        with in_one_sentence():
             derived.config = self.parser.parse_object(dict(values), self.config)
         return derived
 
@@ -210,7 +208,7 @@ class KdplCLI(LightningCLI):
     def build(self, config: Namespace) -> None:
         """Build data, model and trainer from settings that the run's config does not keep."""
         seed_everything(config.seed_everything, workers=True)
-        with self._in_one_sentence():
+        with in_one_sentence():
             self.config_init = self.parser.instantiate_classes(config)
             self.datamodule, self.model = self.config_init.data, self.config_init.model
             self.trainer = self.instantiate_trainer()

@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from kdpl.data.datamodule import DomainDataModule
 from kdpl.errors import ConfigError
 from kdpl.runtime.faults import in_one_sentence
-from kdpl.runtime.renamed import moved_setting
 
 
 def domain_of(trainer: Trainer) -> DomainDataModule:
@@ -39,7 +38,7 @@ def build_data(
     parser.set_defaults({"data": {"class_path": "kdpl.DomainDataModule"}})
     # only the data section: this parser does not know the other sections of a run's config
     configs = [f"--config={json.dumps({'data': section})}" for section in sections]
-    with in_one_sentence(moved_setting):
+    with in_one_sentence():
         data: DomainDataModule = parser.instantiate_classes(
             parser.parse_args([*configs, *settings])
         ).data

@@ -1,9 +1,7 @@
-"""Commands and names that messages advise."""
+"""Commands and paths that messages advise."""
 
 import os
 import shlex
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -18,9 +16,3 @@ def command(*words: str | Path) -> str:
     """Return a command of kdpl, quoted and with absolute paths, to paste into a shell."""
     texts = [str(absolute(word)) if isinstance(word, Path) else word for word in words]
     return shlex.join(["python", "-m", "kdpl", *texts])
-
-
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Return the nearest of the names in brackets, for a message; empty if none is near."""
-    near = get_close_matches(word, [*names], n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,8 +1,7 @@
 """Errors from outside kdpl, such as a full disk, as one sentence each; imports no torch."""
 
-import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kdpl.errors import FULL, ConfigError, KdplError, reason, visible
@@ -62,33 +61,9 @@ def _of_another(error: BaseException) -> str | None:
     return None
 
 
-# as jsonargparse says that a value is of another type
-_WRONG_VALUE = re.compile(r'Parser key "([\w.]+)": (.*) value: (.*)')
-_EXPECTED = re.compile(
-    r"(?:Expected an? <class '|Not of type )(\w+)|Expected an? typing\.Literal\[(.*?)\]"
-)
-_KINDS = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "NoneType": "null",
-    "PositiveInt": "an integer above 0",
-    "NonNegativeInt": "an integer of at least 0",
-    "PositiveFloat": "a number above 0",
-    "NonNegativeFloat": "a number of at least 0",
-    "OpenUnitInterval": "a number between 0 and 1",
-    "ClosedUnitInterval": "a number from 0 to 1",
-}
-
-
 @contextmanager
-def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]:
-    """Turn errors in parsing or building a user's settings into a KdplError; others pass.
-
-    Args:
-        hint: Returns an addition to the message about settings that do not parse.
-    """
+def in_one_sentence() -> Iterator[None]:
+    """Turn errors in parsing or building a user's settings into a KdplError; others pass."""
     try:
         yield
     except KdplError:
@@ -114,26 +89,7 @@ def in_one_sentence(hint: Callable[[str], str] = lambda _: "") -> Iterator[None]
                 # at the end of a page, as jsonargparse turns MLflow's exception into text
                 message = "MLflow takes no folder (set MLFLOW_TRACKING_URI to sqlite:///mlflow.db)"
             raise ConfigError(
-                f"{_restated(message)}{hint(message)}: correct the config or the command line "
-                "(fit --print_config shows all settings)"
+                f"{message}: correct the config or the command line (fit --print_config shows all "
+                "settings)"
             ) from error
         raise
-
-
-def _restated(message: str) -> str:
-    """Say what a setting is, and was expected to be, if a message of jsonargparse does."""
-    wrong = _WRONG_VALUE.fullmatch(message)
-    if wrong is None:
-        return message
-    key, problem, value = wrong.groups()
-    # one of each type of a union
-    first, *parts = re.split(r" Errors: - | - ", problem)
-    matches = [_EXPECTED.search(part) for part in parts or [first]]
-    expected = [
-        match[2].replace(", ", " or ") if match[2] else _KINDS.get(match[1], match[1])
-        for match in matches
-        if match is not None
-    ]
-    if len(expected) < len(matches):
-        return message
-    return f"{key} is {value}, expected {' or '.join(expected)}"

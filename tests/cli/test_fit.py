@@ -46,9 +46,8 @@ EARLY_STOPPING = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_a
     ("wrong", "words"),
     [
         ("model: {class_path: kdpl.DomainDataModule}", ["kdpl.DomainDataModule"]),
-        ("data: {init_args: {shot: 4}}", ["'shot'", "in wrong.yaml", "data.init_args.shots?"]),
-        # a setting of earlier versions
-        ([*FIT, "--data.held_out=0.5"], ["data.init_args.reading.test_share?"]),
+        ("data: {init_args: {shot: 4}}", ["'shot'"]),
+        ([*FIT, "--data.held_out=0.5"], ["held_out"]),
         ("data: {init_args: {shots: many}}", ["shots", "many"]),
         ("model: {init_args: {vision_prompts: {depth: 9}}}", ["depth 9", "1 to 4"]),
         (

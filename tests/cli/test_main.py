@@ -30,7 +30,6 @@ def test_wrong_paths_and_options_are_refused_before_heavy_imports():
     calls = [
         ["run", "--help"],
         ["run", "missing"],
-        ["run", "missing", "--teachr", "quickstart"],
         ["run", "missing", "--teacher", "quikstart"],
         ["predict", "missing", "missing.png"],
         ["predict", "missing", "missing.png", "--optin", "5"],
@@ -42,10 +41,7 @@ def test_wrong_paths_and_options_are_refused_before_heavy_imports():
     ]
     errors, heavy = heavy_after(calls)
     assert len(errors) == len(calls) - 1
-    assert all(
-        re.match("error: .*(missing|did you mean --(teacher|out)|\\(quickstart, )", line)
-        for line in errors
-    )
+    assert all(re.match("error: .*(missing|--optin|\\(quickstart, )", line) for line in errors)
     assert heavy == "set()"
 
 
@@ -66,9 +62,9 @@ def test_help_names_every_command(capsys):
 
 def test_an_unknown_command_is_one_line_that_lists_the_known_ones(capsys):
     known = ", ".join(COMMANDS)
-    for command, hint in (("predictt", " (did you mean predict?)"), ("--config", ""), ("FIT", "")):
+    for command in ("predictt", "--config", "FIT"):
         assert main([command]) == 2
-        error = f"error: there is no command {command!r}{hint}: use one of {known}\n"
+        error = f"error: there is no command {command!r}: use one of {known}\n"
         assert capsys.readouterr() == ("", error)
 
 

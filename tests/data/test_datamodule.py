@@ -236,7 +236,7 @@ def test_with_0_shots_no_labelled_image_is_used_and_all_are_distilled_on(folder)
     [
         ({"dataset": "mnist"}, "dataset 'mnist' is unknown"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
-        ({"classes": ClassOptions(names="n.csv")}, r"remove data\.init_args\.classes\.names"),
+        ({"classes": ClassOptions(names="n.csv")}, r"remove classes\.names"),
         ({"dataset": Digits(), "root": "x"}, "dataset is a Digits, .*: remove root"),
         ({"protocol": "novel"}, "protocol 'novel' is unknown"),
         ({"unlabeled_share": 0.0}, "unlabeled_share must be above 0 and at most 1, not 0.0"),

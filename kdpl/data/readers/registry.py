@@ -10,7 +10,6 @@ from kdpl.data.readers.folder import Folder
 from kdpl.data.readers.table import Table
 from kdpl.data.splits import Reader
 from kdpl.errors import ConfigError
-from kdpl.runtime.renamed import SETTINGS
 
 READERS: dict[str, Callable[..., Reader]] = {
     "digits": Digits,
@@ -19,6 +18,14 @@ READERS: dict[str, Callable[..., Reader]] = {
     **benchmark.READERS,
 }
 """Readers by name."""
+
+_SETTINGS = {
+    "class_names": "classes.names",
+    "class_text": "classes.text",
+    "label_separator": "classes.label_separator",
+    "background": "reading.background",
+}
+"""Settings of the data section, by parameters of readers that have other names."""
 
 
 def build_reader(dataset: str | Reader, **options: Any) -> Reader:
@@ -29,7 +36,7 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
             name = next(iter(settings))
             raise ConfigError(
                 f"dataset is a {type(dataset).__name__}, set by its init_args: "
-                f"remove {SETTINGS.get(name, name)}"
+                f"remove {_SETTINGS.get(name, name)}"
             )
         return dataset
     if dataset not in READERS:
@@ -39,8 +46,10 @@ def build_reader(dataset: str | Reader, **options: Any) -> Reader:
         )
     parameters = signature(READERS[dataset]).parameters
     for name in settings.keys() - parameters:
-        setting = f"{SETTINGS.get(name, name)}: {settings[name]}"
-        raise ConfigError(f"dataset {dataset!r} takes no {name}: remove {setting}")
+        setting = _SETTINGS.get(name, name)
+        raise ConfigError(
+            f"dataset {dataset!r} takes no {setting}: remove {setting}: {settings[name]}"
+        )
     if "root" in parameters and "root" not in settings:
         raise ConfigError(f"dataset {dataset!r} needs root: set it to where the dataset lies")
     return READERS[dataset](**settings)
