@@ -81,20 +81,6 @@ def test_an_advised_command_is_parsed_in_another_folder(advise, tmp_path, monkey
                     find_config(config, stage)
 
 
-def test_a_config_or_a_setting_may_name_paths_relative_to_the_folder(tmp_path, monkeypatch):
-    def names_paths(**more):
-        return Options(["trainer/cpu"], ["quickstart"], [], **more).way_here()
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "more").mkdir()
-    assert not names_paths()
-    assert not names_paths(settings=["--trainer.max_epochs=2"])
-    assert names_paths(settings=["--data.init_args.unlabeled=more"])
-    assert names_paths(settings=["--model.init_args.clip.model", "local-dir:clips/mine"])
-    (tmp_path / "quickstart").touch()
-    assert names_paths()
-
-
 def test_each_command_and_config_that_the_source_advises_exists():
     commands, configs = set(), set()
     for file in Path(kdpl.__file__).parent.rglob("*.py"):

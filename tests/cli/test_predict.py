@@ -110,8 +110,7 @@ def test_added_classes_are_among_the_most_probable_ones_that_have_columns(
     predict = ["predict", str(classifier), str(digits), f"--add-classes={path}", "--top-k=99"]
     assert main(predict) == 0
     table = rows(capsys.readouterr().out)
-    columns = [f"{name}_{i}" for i in range(2, 13) for name in ("class", "probability")]
-    assert [*table[0]] == ["path", "class", "probability", *columns, "error"]
+    assert [*table[0]][-3:] == ["class_12", "probability_12", "error"]
     more = Classifier.load(classifier).add_classes(ClassVectors.load(path))
     predictions = more.predict([row["path"] for row in table], top_k=12)
     for row, expected in zip(table, predictions, strict=True):

@@ -119,18 +119,10 @@ def planned(monkeypatch, *options):
     return stages
 
 
-def test_the_settings_of_a_stage_are_parsed_once_and_its_tests_have_the_parsed_ones(
+def test_the_tests_of_a_stage_have_its_settings_without_prompts_for_the_original_clip(
     tmp_path, monkeypatch
 ):
-    parse, parsed = KdplCLI.parse_arguments, []
-
-    def count(stage, *args):
-        parsed.append(stage)
-        parse(stage, *args)
-
-    monkeypatch.setattr(KdplCLI, "parse_arguments", count)
     stages = planned(monkeypatch, "--data.shots=4", "--seed=3", f"--out={tmp_path}")
-    assert len(parsed) == 2
     for stage in stages:
         settings = stage.config
         assert (settings.data.init_args.shots, settings.seed_everything) == (4, 3)
