@@ -55,38 +55,33 @@ class Ranges(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def web(folder, port=0):
-    server = ThreadingHTTPServer(("127.0.0.1", port), partial(Ranges, directory=str(folder)))
+def web(folder):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder)))
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
 
 
 @contextmanager
-def s3(folder, patch):
+def s3(folder):
+    s3fs = pytest.importorskip("s3fs")
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
     server.start()
-    host, port = server.get_host_and_port()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "test")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = s3fs.S3FileSystem()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem()
         files.makedirs("bucket", exist_ok=True)
-        for file in folder.iterdir():
-            files.put(str(file), f"bucket/shards/{file.name}")
+        files.put(f"{folder}/", "bucket/shards/", recursive=True)
         yield "s3://bucket/shards"
-    finally:
-        server.stop()
+    server.stop()
 
 
 def write_rows(path, contents, rows=100):
@@ -109,15 +104,10 @@ def shards(tmp_path):
     return folder
 
 
-@pytest.fixture(params=["s3", "http"])
-def url(request, shards, monkeypatch):
-    if request.param == "s3":
-        pytest.importorskip("s3fs")
-        with s3(shards, monkeypatch) as url:
-            yield url
-    else:
-        with web(shards) as server:
-            yield f"http://127.0.0.1:{server.server_port}"
+@pytest.fixture(params=[web, s3])
+def url(request, shards):
+    with request.param(shards) as url:
+        yield url
 
 
 @pytest.fixture
@@ -136,25 +126,22 @@ def names_in(folder):
     return [*tars, *(f"{folder}/{i}.parquet/{row}" for i in (2, 3) for row in range(8))]
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["{}/p/**/*.png"], "p/a/1.png p/b/2.png"),
-        (["{}/p/{{b,a}}"], "p/b/2.png p/a/1.png"),
-        (["{}/00{{1..2}}.tar"], "001.tar/0001.png 002.tar/0002.png"),
-        (["{}/list.txt"], "p/b/2.png 000.tar/0000.png p/a/1.png"),
-        (["{}/p/b", "{}/p", "{}/000.tar"], "p/b/2.png p/a/1.png 000.tar/0000.png"),
-    ],
-)
-def test_files_and_shards_are_found_in_their_order_each_image_once(tmp_path, given, expected):
+def test_files_and_shards_are_found_in_their_order_each_image_once(tmp_path, monkeypatch):
     for name in ("a/1.png", "b/2.png"):
         (tmp_path / "p" / name).parent.mkdir(parents=True)
         noise(9, 7).save(tmp_path / "p" / name)
     for number in range(3):
         write_shard(tmp_path / f"{number:03d}.tar", [number])
     (tmp_path / "list.txt").write_text(f"p/b/2.png\n\n000.tar\n{tmp_path}/p/a/1.png\n")
-    found = find_unlabeled([place.format(tmp_path) for place in given])
-    assert [name.removeprefix(f"{tmp_path}/") for name in found] == expected.split()
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (
+        ("p/**/*.png", "p/a/1.png p/b/2.png"),
+        ("p/{b,a}", "p/b/2.png p/a/1.png"),
+        ("00{1..2}.tar", "001.tar/0001.png 002.tar/0002.png"),
+        ("list.txt", f"p/b/2.png 000.tar/0000.png {tmp_path}/p/a/1.png"),
+        (["p/b", "p", "000.tar"], "p/b/2.png p/a/1.png 000.tar/0000.png"),
+    ):
+        assert list(find_unlabeled(given)) == expected.split()
 
 
 def test_images_of_shards_are_found_once_until_a_shard_changes(shards, scanned, monkeypatch):
@@ -332,8 +319,8 @@ def test_an_epoch_has_the_same_views_in_the_same_order_as_files(shards, url, wor
 
 
 def test_a_server_that_fails_is_one_sentence_and_no_image_is_left_out(shards, monkeypatch):
-    with web(shards) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
+    root = runs.image_folder(shards.parent / "data", classes=("a",), images=1, splits=("train",))
+    with web(shards) as url:
         with refused(KdplError, r"gone\.tar does not exist: check address"):
             find_unlabeled(f"{url}/gone.tar")
         (shards / "none").mkdir()
@@ -342,14 +329,17 @@ def test_a_server_that_fails_is_one_sentence_and_no_image_is_left_out(shards, mo
         (shards / "x.tar").write_bytes((shards / "0.tar").read_bytes()[:700])
         with refused(DataError, r"shard http.*x\.tar cannot be read"):
             find_unlabeled(f"{url}/x.tar")
-        (image, *_) = find_unlabeled(f"{url}/0.tar")
+        skipping = ReadingOptions(bad_images="skip", scan=False)
+        options = {"batch_size": 1, "num_workers": 0, "reading": skipping}
+        data = DomainDataModule("folder", str(root), unlabeled=f"{url}/0.tar", **options)
+        batches = iter(data.train_dataloader_for("unlabeled", Resizing(7)))
+        next(batches)
         monkeypatch.setattr(Ranges, "fault", 503)
-        failing = {
-            r"cannot be read \(503.*run the command again": lambda: content_of(image),
-            r"0.tar does not exist": lambda: list(read_items([f"{url}/0.tar"])),
-            r"2.parquet does not exist": lambda: list(read_items([f"{url}/2.parquet"])),
-        }
-        for message, read in failing.items():
+        for message, read in (
+            (r"cannot be read \(503.*run the command again", lambda: list(batches)),
+            (r"0.tar does not exist", lambda: list(read_items([f"{url}/0.tar"]))),
+            (r"2.parquet does not exist", lambda: list(read_items([f"{url}/2.parquet"]))),
+        ):
             with refused(KdplError, message) as error:
                 read()
             assert type(error.value) is KdplError
@@ -357,15 +347,8 @@ def test_a_server_that_fails_is_one_sentence_and_no_image_is_left_out(shards, mo
         find_unlabeled("nosuch://x/0.tar")
 
 
-def test_a_server_that_fails_in_an_epoch_ends_it(shards, monkeypatch):
-    root = runs.image_folder(shards.parent / "data", classes=("a",), images=1, splits=("train",))
-    skipping = ReadingOptions(bad_images="skip", scan=False)
-    with web(shards) as server:
-        pool = f"http://127.0.0.1:{server.server_port}/*.tar"
-        options = {"batch_size": 1, "num_workers": 1, "reading": skipping}
-        data = DomainDataModule("folder", str(root), unlabeled=pool, **options)
-        batches = iter(data.train_dataloader_for("unlabeled", Resizing(7)))
-        next(batches)
-        monkeypatch.setattr(Ranges, "fault", 503)
-        with refused(KdplError, "cannot be read .* run the command again"):
-            list(batches)
+def test_a_shard_that_changed_on_a_server_is_indexed_again(shards):
+    with web(shards) as url:
+        assert len(find_unlabeled(f"{url}/0.tar")) == 8
+        write_shard(shards / "0.tar", [8, 9])
+        assert [*map(content_of, find_unlabeled(f"{url}/0.tar"))] == IMAGES[8:10]
