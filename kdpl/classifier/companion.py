@@ -29,12 +29,12 @@ class Companion(ABC):
         """Write its file, atomically, with the fingerprint of the classifier."""
 
     @classmethod
-    def read(cls, folder: Path, classifier: str, width: int) -> Self | None:
-        """Read the file for a classifier's fingerprint and width D; None if not used to predict.
+    @abstractmethod
+    def read(cls, folder: Path, classifier: str, width: int) -> Self:
+        """Read the file for a classifier's fingerprint and width D.
 
         ArtifactError if it is damaged, or of another classifier.
         """
-        return None
 
     def calibrated(
         self, features: Tensor, class_vectors: Tensor, logit_scale: float, labels: Tensor
@@ -59,13 +59,12 @@ def companion_kinds() -> dict[str, type[Companion]]:
 
 
 def read_companions(folder: Path, classifier: str, width: int) -> dict[str, Companion]:
-    """Read the companions in a classifier's folder that predictions use, by name.
+    """Read the companions in a classifier's folder, by name.
 
     Arguments and errors are as in ``Companion.read``.
     """
-    companions = {
+    return {
         name: kind.read(folder, classifier, width)
         for name, kind in companion_kinds().items()
         if (folder / kind.file).is_file()
     }
-    return {name: companion for name, companion in companions.items() if companion is not None}

@@ -130,6 +130,10 @@ class Scores(Companion):
     def save(self, folder, classifier):
         (folder / "score").write_text(f"{self.value} {classifier}")
 
+    @classmethod
+    def read(cls, folder, classifier, width):
+        return cls(float((folder / "score").read_text().partition(" ")[0]))
+
 
 def test_what_rows_are_made_from_names_all_that_decides_them(classifier, pictures):
     loaded = Classifier.load(classifier)
