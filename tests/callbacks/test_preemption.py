@@ -71,7 +71,8 @@ def test_after_the_notice_a_job_ends_the_step_saves_and_resumes_as_if_uninterrup
     assert curves_of(out)["val/acc"] == curves_of(uninterrupted)["val/acc"]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_to_a_process_saves_and_the_same_command_ends_as_if_uninterrupted(
     processes, tmp_path, monkeypatch, teacher_run
 ):
