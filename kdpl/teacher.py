@@ -202,7 +202,7 @@ class TeacherPromptTuning(ClassifyingModule):
                 return encoded
 
         identity = {"clip": self.clip.fingerprint, "projected": True}
-        network = Network(identity, tower, encode, self.resizing)
+        network = Network(identity, self.clip, tower.preprocessing, tower, encode)
 
         labels = self.domain.labels
         labeled = [record.source for record in labels.training()]

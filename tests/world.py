@@ -340,7 +340,7 @@ def make_student(
     torch.manual_seed(0)
     prompts = StudentPrompts(vision_prompts.length, vision_prompts.depth, prompt_init)
     loss = DistillationLoss(kd_weight, temperature, distill)
-    clip = ClipConfig(model, TAG)
+    clip = options.pop("clip", ClipConfig(model, TAG))
     return kind(clip=clip, teacher=str(folder), vision_prompts=prompts, loss=loss, **options)
 
 

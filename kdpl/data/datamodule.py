@@ -214,7 +214,9 @@ class DomainDataModule(LightningDataModule):
     def files_of(self, images: Sequence[str] | None = None) -> dict[str, str]:
         """Describe images besides their paths, by default the pool; on all processes together."""
         if checked := self.reading.check():
-            return {CONTENTS: " ".join(checked.contents[images is None :])}
+            # validation images that are trained on are in the pool
+            only_others = images is None and not self.labels.trains_on_val
+            return {CONTENTS: " ".join(checked.contents[only_others:])}
         images = self.pool.images if images is None else images
         if self.trainer is None:
             return files_of(images)

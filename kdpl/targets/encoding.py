@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from kdpl import __version__
+from kdpl.clip import ClipIdentity, Preprocessing
 from kdpl.data.datasets import RandomView, UnlabeledImages
 from kdpl.data.domain import domain_of
 from kdpl.data.names import Indices, Names
@@ -43,16 +44,18 @@ class Network(NamedTuple):
     """Frozen network whose features are stored.
 
     Attributes:
-        identity: What tells it from others.
+        identity: What tells its weights from others.
+        clip: Its CLIP, whose activation is no weight.
+        preprocessing: Its preprocessing of images.
         module: Holds its weights.
         encode: Encodes images; not called where all features are stored.
-        resizing: Its resizing of images.
     """
 
     identity: Mapping[str, Any]
+    clip: ClipIdentity
+    preprocessing: Preprocessing
     module: nn.Module
     encode: Encoder
-    resizing: Resizing
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,10 @@ class Encoding:
             files: Origin of the images, where it is known.
         """
         # everything that the features depend on
-        view = replace(self.view(network.resizing), seed=_VIEW_SEED)
+        resizing = network.preprocessing.resizing
+        view = replace(self.view(resizing), seed=_VIEW_SEED)
         dataset = UnlabeledImages(Names.of(images), view, indices)
-        pixels = len(dataset) * views * network.resizing.image_size**2
+        pixels = len(dataset) * views * resizing.image_size**2
         engine = chosen_engine(self.engine, pixels, self.device, self.precision)
         origin = {
             **network.identity,
@@ -125,22 +129,24 @@ class Encoding:
             "views": "one as in evaluation, and "
             + ("their mean with " if mean else "")
             + f"{views - 1} random ones",
-            "resizing": asdict(network.resizing),
+            "quick_gelu": network.clip.quick_gelu,
+            "preprocessing": asdict(network.preprocessing),
             "precision": self.precision,
             **self.views_origin,
             "seed": _VIEW_SEED,
         }
 
         # compute missing shards
-        size = images_per_shard(len(dataset), views)
-        store = FeatureStore(self.features_folder / folder_name(origin), len(dataset), size)
+        per_shard = images_per_shard(len(dataset), views)
+        folder = self.features_folder / folder_name(origin)
+        store = FeatureStore(folder, len(dataset), per_shard)
         if self.processes.agree(lambda: store.missing):
             file = store.folder / ORIGIN_FILE
             self.processes.on_first(lambda: write_json(file, as_json(origin)))
             encode = network.encode
             if engine == "openvino":
-                image_size = network.resizing.image_size
-                encode = on_openvino(network.module, encode, self.batch_size, image_size)
+                size = resizing.image_size
+                encode = on_openvino(network.module, encode, self.batch_size, size)
             # another run that does the same writes the same files
             store.fill(views, self.work(dataset, encode, still=True, mean=mean))
             self.processes.wait()

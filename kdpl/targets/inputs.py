@@ -164,8 +164,9 @@ class TargetInputs(Encoding):
         """
         vectors = self.vectors
         identity = {"teacher": self.teacher.image_identity, "pooled": pooled}
-        resizing = vectors.preprocessing.resizing
-        network = Network(identity, self.teacher, self.encoder(pooled), resizing)
+        network = Network(
+            identity, vectors.clip, vectors.preprocessing, self.teacher, self.encoder(pooled)
+        )
         rows = self._read(self._stored(network, images, views, mean=True))
         width = vectors.vectors.shape[1]
         return ImageFeatures.of(rows[..., :width]), ImageFeatures.of(rows[..., width:])
@@ -180,8 +181,8 @@ class TargetInputs(Encoding):
             with self.autocast():
                 return normalized(tower.pooled(batch.to(self.device)))
 
-        identity, resizing = {"clip": clip.identity.fingerprint}, tower.preprocessing.resizing
-        network = Network(identity, tower, encode, resizing)
+        identity = {"clip": clip.identity.fingerprint}
+        network = Network(identity, clip.identity, tower.preprocessing, tower, encode)
         return ImageFeatures.of(self._read(self._stored(network, images, views, mean=True)))
 
     def student_features_of(self, images: Sequence[str] | None, views: int) -> ImageFeatures:
@@ -210,8 +211,9 @@ class TargetInputs(Encoding):
             with self.autocast():
                 return tower.pooled(batch.to(self.device))
 
-        identity = {"clip": self.student_identity.fingerprint, "normalised": False}
-        network = Network(identity, tower, encode, tower.preprocessing.resizing)
+        clip = self.student_identity
+        identity = {"clip": clip.fingerprint, "normalised": False}
+        network = Network(identity, clip, tower.preprocessing, tower, encode)
         return self._stored(network, images, views)
 
     def _read(self, store: FeatureStore) -> Tensor:

@@ -81,6 +81,20 @@ def test_validation_images_that_are_trained_on_are_labels_in_the_pool_and_nothin
     assert base.labels.training() == [record for record in train + val if record.label < 3]
 
 
+@pytest.mark.parametrize("trained_on", [True, False])
+def test_contents_of_the_pool_have_those_of_validation_images_in_it(trained_on, folder, tmp_path):
+    def contents(run):
+        data = in_folder(folder, train_on_val=trained_on)
+        data.reading.of_run(tmp_path / run)
+        data.reading.scan(trains=True)
+        return data.files_of(None)
+
+    before = contents("before")
+    image = next((folder / "data/val").rglob("*.*"))
+    Image.new("RGB", (10, 8), (7, 77, 7)).save(image)
+    assert (contents("after") != before) == trained_on
+
+
 def test_without_shots_validation_images_stay_out_of_training(folder):
     data, kept = in_folder(folder, shots=0, train_on_val=True), in_folder(folder, shots=0)
     assert list(data.pool.images) == list(kept.pool.images)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from plain import relative_error
 from torch.nn import functional as F
 
+from kdpl.clip import ClipConfig
 from kdpl.data.augmentation import resize_and_crop, to_tensor
 from kdpl.data.datasets import stored_view
 from kdpl.errors import ConfigError
@@ -156,6 +157,20 @@ def test_another_student_of_the_same_images_encodes_nothing(changes, teacher, tm
     second, _ = distil(teacher, tmp_path / "second", **changes)
     assert set(counted) <= {24}, "the student's tower ran"
     assert second.losses != first.losses
+
+
+@pytest.mark.parametrize(
+    "changed", [{"mean": (0.1, 0.2, 0.3)}, {"quick_gelu": True}], ids=["mean", "activation"]
+)
+def test_a_network_that_computes_otherwise_has_features_of_its_own(
+    changed, teacher, tmp_path, counted
+):
+    distil(teacher, tmp_path / "first")
+    counted.clear()
+    model = ClipConfig("test-student", world.TAG, **changed)
+    distil(teacher, tmp_path / "second", clip=model)
+    # the pool's views and the validation images, by the student
+    assert counted.count(20) == VIEWS * 84 + 198
 
 
 def test_features_go_to_the_folder_that_is_given(teacher, tmp_path):
