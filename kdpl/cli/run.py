@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
@@ -47,6 +47,7 @@ def run(
     shots: NonNegativeInt | None = None,
     search: list[PositiveFloat] | None = None,
     tuned: bool = False,
+    until: Literal["targets"] | None = None,
     class_names: str | None = None,
     label_separator: str | None = None,
     settings: list[str],
@@ -76,6 +77,8 @@ def run(
             learning rates (default: 0.0001 0.0003 0.001). Costs about one more fit.
         tuned: With PATH, tune the teacher's prompts on the labels, and distil its predictions, as
             published; otherwise the labels correct the predictions of the original CLIP.
+        until: End with the student's refined targets, the table pool_targets.csv in the folder of
+            the student; the command without it goes on from there.
         class_names: With PATH, file with the names of all classes, as for init.
         label_separator: With a table as PATH, character between two classes of a label, as for
             init.
@@ -107,7 +110,10 @@ def run(
     # find the configs, and parse the settings of each stage
     stages = parse_stages(folder, options)
     record = {"configs": options.files(), "seed": seed, "settings": options.settings}
-    _carry_out(folder, stages, _steps(folder, stages, options.search), record)
+    steps = _steps(folder, stages, options.search)
+    if until is not None:
+        steps = [steps[0], _targets(stages["student"], folder / "student")]
+    _carry_out(folder, stages, steps, record, whole=until is None)
     return 0
 
 
@@ -116,6 +122,7 @@ def _carry_out(
     stages: "Mapping[str, KdplCLI]",
     steps: Sequence[LocalStep],
     record: Mapping[str, Any],
+    whole: bool,
 ) -> None:
     from rich.console import Console
 
@@ -134,7 +141,7 @@ def _carry_out(
 
     tested = cache(partial(_has_test_images, stages["student"]))
     # the results are written last
-    unfinished = any(map(due, steps)) or not (folder / SUMMARY_FILE).is_file()
+    unfinished = any(map(due, steps)) or (whole and not (folder / SUMMARY_FILE).is_file())
     with ExitStack() as at_end:
         if first and unfinished:
             at_end.enter_context(locked(folder))
@@ -153,8 +160,10 @@ def _carry_out(
                 if number > 1:
                     mark(error, f"step {number - 1} of {len(steps)} is finished and kept")
                 raise
+        if first and not whole:
+            console.out(f"targets     {steps[-1].result}", highlight=False)
         # report and summarize
-        if first:
+        elif first:
             # unless it is written already
             if unfinished or not (folder / REPORT_FILE).is_file():
                 find_command("report")(str(folder))
@@ -245,6 +254,22 @@ def _steps(
         # a network of timm is no CLIP before it is distilled
         *([zero_shot("student")] if has_text_tower(student_clip) else []),
     ]
+
+
+def _targets(student: "KdplCLI", folder: Path) -> LocalStep:
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from kdpl.targets.refinement.pool_targets import POOL_TABLE
+
+    if "refined" not in str(student.config.model.init_args.target).lower():
+        raise ConfigError("--until targets is for refined targets: give --student refined as well")
+    plan = LambdaCallback(on_fit_start=lambda _, module: module.plan_fit())
+    return LocalStep(
+        "the targets of the unlabelled images",
+        "fit",
+        folder / POOL_TABLE,
+        lambda: student.without_steps(plan, {"max_epochs": 1}),
+    )
 
 
 def _has_test_images(student: "KdplCLI") -> bool:

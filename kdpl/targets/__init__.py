@@ -1,7 +1,7 @@
 """Targets of the student: ``Target`` and its subclasses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -102,6 +102,10 @@ class PreparedTarget(Target, ABC, Generic[GatheredT]):
     @abstractmethod
     def load(self, path: Path) -> tuple[TargetValues | None, Origin | None]:
         """Read values and their origin; no values stand for the teacher's predictions."""
+
+    def write_table(self, path: Path, images: Sequence[str]) -> None:
+        """Write a table for people beside the values at a path; by default, none."""
+        return
 
 
 def build_target(target: Target | str) -> Target:

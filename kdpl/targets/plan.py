@@ -91,6 +91,7 @@ def _values_of(target: PreparedTarget[Any], inputs: TargetInputs) -> TargetValue
         inputs.processes.on_first(lambda: target.compute(gathered, origin).save(shared))
     if not is_kept:
         inputs.processes.on_first(lambda: copy(shared, file))
+        inputs.processes.on_first(lambda: target.write_table(file, inputs.pool.images))
     values, made_from = target.load(file)
     require_same(str(file), made_from, origin, REMEDY, kind=ArtifactError)
     return values if values is None else values.to(inputs.device)

@@ -15,6 +15,7 @@ from kdpl.data.checked import Checked
 from kdpl.data.options import ReadingOptions
 from kdpl.data.readers.table import Table
 from kdpl.data.reading import Reading
+from kdpl.runtime.files import read_rows
 from kdpl.runtime.run_folder import DECODED_FILE
 
 MINIATURES = Choice(
@@ -95,6 +96,23 @@ def test_an_image_that_was_left_out_is_named_at_each_start_and_its_repair_is_ano
     # repaired as told
     noise(9, 9).save(bad)
     refused(capsys, main(run), " of 1.png (", "other images", "choose another --out")
+
+
+def test_a_run_may_end_with_a_table_of_the_targets_and_go_on_later(tmp_path, monkeypatch, capsys):
+    image_folder(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    few = ["run", "pets", *SHORT, "--data.init_args.batch_size=4"]
+    assert main([*few, "--until=targets"]) == 0
+    table = Path("runs/pets/student/pool_targets.csv")
+    assert f"targets     {table}" in capsys.readouterr().out
+    rows = read_rows(table)
+    assert len(rows) == len(list(Path("pets/train").rglob("*.png")))
+    assert all({row["class"], row["second_class"]} == {"cat", "dog"} for row in rows)
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    before = table.stat().st_mtime_ns
+    assert main(few) == 0
+    assert table.stat().st_mtime_ns == before
+    assert Path("runs/pets/student/classifier/model.safetensors").is_file()
 
 
 def test_what_is_given_wins():

@@ -11,6 +11,7 @@ from kdpl.runtime.artifacts import Text, metadata, parse_metadata, read_tensors,
 from kdpl.runtime.class_names import ClassName
 
 POOL_TARGETS_FILE = "pool_targets.safetensors"
+POOL_TABLE = "pool_targets.csv"
 KIND = "pool targets"
 VERSION = 2
 
@@ -32,7 +33,8 @@ class PoolManifest:
     Attributes:
         made_from: See ``TargetInputs.origin``, with the settings of the refinement.
         class_names: The names of the classes, by label.
-        taken: True if the target is the assignments, false if it is the teacher's predictions.
+        taken: True if the target is the assignments; false if it is the teacher's predictions,
+            which then are the ``assignments`` of the file.
         reason: Reason for the decision.
         accuracy: Accuracies of teacher and assignments on labelled images that neither saw; None
             without such images.

@@ -14,12 +14,13 @@ from kdpl.data.groups import group_numbers
 from kdpl.data.parallel import progress_bar
 from kdpl.data.sampling import spread
 from kdpl.data.splits import Record
+from kdpl.runtime.files import write_rows
 from kdpl.runtime.messages import inform
 from kdpl.runtime.origin import Origin
 from kdpl.targets import PreparedTarget, TargetValues
 from kdpl.targets.inputs import ImageFeatures, TargetInputs
 from kdpl.targets.refinement.experts import Assigned, Evidence, assign
-from kdpl.targets.refinement.pool_targets import POOL_TARGETS_FILE, Moved, PoolTargets
+from kdpl.targets.refinement.pool_targets import POOL_TABLE, POOL_TARGETS_FILE, Moved, PoolTargets
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.tasks import MULTI_CLASS, require_one_class
 
@@ -96,6 +97,20 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
         values = TargetValues(targets.images, log_assignments(targets.assignments).half())
         return values, targets.made_from
 
+    def write_table(self, path: Path, images: Sequence[str]) -> None:
+        """Write image, class, probability and second class of each image."""
+        targets = PoolTargets.load(path)
+        names, top = targets.class_names, targets.assignments.float().topk(2)
+        rows = (
+            (images[image], names[first], f"{probability:.4f}", names[second])
+            for image, (probability, _), (first, second) in zip(
+                targets.images.tolist(), top.values.tolist(), top.indices.tolist(), strict=True
+            )
+        )
+        write_rows(
+            path.with_name(POOL_TABLE), [("image", "class", "probability", "second_class"), *rows]
+        )
+
     def gather(self, inputs: TargetInputs) -> Gathered:
         """Collect the evidence on the images, and what is reported beside their assignments."""
         images = torch.from_numpy(np.asarray(inputs.pool.targeted)).long()
@@ -153,7 +168,8 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
             )
 
         # count the images of the pool per class, and the moved images
-        before = MULTI_CLASS.labels(evidence.log_probabilities[:n]).cpu()
+        text = MULTI_CLASS.probabilities(evidence.log_probabilities[:n])
+        before = MULTI_CLASS.labels(text).cpu()
         after = MULTI_CLASS.labels(assigned.assignments[:n]).cpu()
         num_classes = len(class_names)
         counts = [classes.bincount(minlength=num_classes) for classes in (before, after)]
@@ -178,7 +194,7 @@ class Refined(RefinementConfig, PreparedTarget[Gathered]):
                 Moved(int(images[i]), int(before[i]), int(after[i])) for i in spread(moved, _SHOWN)
             ),
             images=images,
-            assignments=assigned.assignments[:n].half().cpu(),
+            assignments=(assigned.assignments[:n] if taken else text).half().cpu(),
         )
 
     def _decide(self, assigned: Assigned, counts: list[Tensor]) -> tuple[bool, str]:
