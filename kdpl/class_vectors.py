@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 KIND = "class vectors"
 VERSION = 1
 
+LINEAR_PROBE = "linear probe"
+"""In place of a teacher's fingerprint where the vectors are a probe's weights."""
+
 _REMEDY = "run stage 1 again, or give the class_vectors.safetensors of a teacher's run folder"
 
 

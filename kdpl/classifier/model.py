@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdpl.class_vectors import ClassVectors
+from kdpl.class_vectors import LINEAR_PROBE, ClassVectors
 from kdpl.classifier.folder import Stored
 from kdpl.clip.identity import ClipIdentity, Preprocessing
 from kdpl.clip.modules import store_frozen
@@ -159,6 +159,7 @@ class Classifier(nn.Module):
             "names": self.class_names,
             "num_base": self.vectors.num_base,
             "context": self.vectors.context,
+            "probe": self.vectors.teacher == LINEAR_PROBE,
             "image_size": self.preprocessing.image_size,
             **named,
         }

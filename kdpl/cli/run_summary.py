@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpl.metrics import CHANCE, MAP, NOVEL_ACC, NOVEL_MAP, SUMMARY_COLUMNS, test_key
+from kdpl.metrics import ACC, CHANCE, MAP, NOVEL_ACC, NOVEL_MAP, SUMMARY_COLUMNS, test_key
 from kdpl.runtime.advice import command
 from kdpl.runtime.files import write_json
 from kdpl.runtime.predictions import read_results
@@ -17,6 +17,8 @@ from kdpl.runtime.run_folder import (
     RESULTS_FILE,
     SUMMARY_FILE,
 )
+
+_STUDENT, _PROBE = "student, distilled", "linear probe of the student's network"
 
 
 def summarize(console: Any, out: Path, nothing_done: bool) -> None:
@@ -29,9 +31,9 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         f"teacher, {'tuned' if (untuned / RESULTS_FILE).is_file() else 'zero-shot'}": out
         / "teacher",
         "student's CLIP, zero-shot": out / "zero_shot" / "student",
-        "student, distilled": out / "student",
+        _STUDENT: out / "student",
         "linear probe of the teacher's CLIP": out / PROBE_FOLDER / "teacher",
-        "linear probe of the student's network": out / PROBE_FOLDER / "student",
+        _PROBE: out / PROBE_FOLDER / "student",
     }
     results = {title: row for title, folder in rows.items() if (row := read_results(folder))}
     if not nothing_done:
@@ -45,15 +47,25 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
         )
     console.print(_table(results) if results else "there are no test images: nothing was tested")
 
-    # print the paths
-    classifier = out / "student" / CLASSIFIER_FOLDER
+    # print the paths, of the better classifier first
+    classifiers = [
+        ("classifier", out / "student" / CLASSIFIER_FOLDER),
+        ("probe", out / PROBE_FOLDER / CLASSIFIER_FOLDER),
+    ]
+    student, probe = (
+        results.get(title, {}).get(test_key(ACC), 0.0) for title in (_STUDENT, _PROBE)
+    )
+    classifiers = [pair for pair in classifiers if pair[1].is_dir()]
+    if probe > student and len(classifiers) > 1:
+        console.out("on the test images, the linear probe is better than the student")
+        classifiers.reverse()
     report = out / REPORT_FILE
-    paths = [("classifier", classifier), ("results", out / SUMMARY_FILE)]
+    paths = [*classifiers, ("results", out / SUMMARY_FILE)]
     paths += [("report", report)] * report.is_file()
     for title, path in paths:
         # unlike print, this does not break a long path into lines
         console.out(f"{title:<11} {path}", highlight=False)
-    console.out(f"use it: {command('predict', classifier)} IMAGES…", highlight=False)
+    console.out(f"use it: {command('predict', classifiers[0][1])} IMAGES…", highlight=False)
 
 
 def _table(results: Mapping[str, dict[str, float]]) -> Any:

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from kdpl.class_vectors import LINEAR_PROBE, ClassVectors
+from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, ImageClip, load_image_clip
 from kdpl.clip.identity import RANDOM
 from kdpl.data.datamodule import DomainDataModule
+from kdpl.data.decoding import Decoding
 from kdpl.data.groups import group_numbers
 from kdpl.data.identity import digest_of, files_of
 from kdpl.data.inference import infer_labeled
 from kdpl.data.labels import EvaluationSplit
 from kdpl.data.parallel import progress_bar
-from kdpl.data.probe import choose_strength, classes_of, fit_probe
+from kdpl.data.probe import Probe, choose_strength, classes_of, fit_probe
 from kdpl.errors import ConfigError, DataError
 from kdpl.metrics import ACC, BASE_ACC, test_key
+from kdpl.prompts.student_encoder import StudentEncoder
 from kdpl.report.cost import device
 from kdpl.report.intervals import Scores
 from kdpl.report.run_folder import Run, Stage, attempt
@@ -38,7 +42,13 @@ from kdpl.runtime.predictions import (
     write_predictions,
     write_results,
 )
-from kdpl.runtime.run_folder import PROBE_FEATURES, PROBE_FILE, PROBE_FOLDER
+from kdpl.runtime.run_folder import (
+    CLASSIFIER_FOLDER,
+    PROBE_FEATURES,
+    PROBE_FILE,
+    PROBE_FOLDER,
+    RUN_FILE,
+)
 
 # labelled images times classes: 16 of each of 1,000 classes, 16 million, take most of an hour
 _MOST_TERMS = 50_000_000
@@ -87,7 +97,9 @@ def linear_probe(run: Run, role: str) -> tuple[Scores, dict[str, Any]]:
     # in a campaign, students share the probe in their teacher's folder
     folders = [folder / PROBE_FOLDER / role for folder in (run.folder, run.stages[role].folder)]
     kept = next(filter(None, (_stored(folder, origin, tested) for folder in folders)), None)
-    predictions, fitted_from = kept or _fit(run, labeled.data, clip, tested)
+    # a campaign has too many runs to keep the weights of each
+    keeps = role == "student" and not run.read_only and (run.folder / RUN_FILE).is_file()
+    predictions, fitted_from = kept or _fit(run, labeled.data, clip, tested, keeps)
     scores = np.array([p.correct for p in predictions], float)
     if kept is None and not run.read_only:
         # another person's folder may be read-only
@@ -105,8 +117,35 @@ def _labeled_images(data: DomainDataModule) -> Origin:
     return {"labelled images": digest_of(images), "their labels": labels, **files_of(images)}
 
 
+def as_classifier(
+    clip: ImageClip, probe: Probe, vectors: ClassVectors, decoding: Decoding
+) -> Classifier:
+    """Return a probe as a classifier of the classes of class vectors.
+
+    Its class vectors are the weights, less their mean over the classes, which changes no
+    probability; norms and biases are the scales and biases of the classes.
+    """
+    tower = clip.image_tower.cpu()
+    tower.drop_projection()
+    weight = probe.weight - probe.weight.mean(dim=1, keepdim=True)
+    norms = weight.norm(dim=0)
+    head = replace(
+        vectors,
+        vectors=(weight / norms).T.float().contiguous(),
+        scales=tuple(norms.tolist()),
+        biases=tuple(probe.bias.tolist()),
+        teacher=LINEAR_PROBE,
+    )
+    encoder = StudentEncoder(tower, 0, 0, tower.embed_dim, projector_layers=0)
+    return Classifier(encoder, head, 1.0, clip.identity, decoding)
+
+
 def _fit(
-    run: Run, data: DomainDataModule, config: ClipConfig, judged: Sequence[ImagePrediction]
+    run: Run,
+    data: DomainDataModule,
+    config: ClipConfig,
+    judged: Sequence[ImagePrediction],
+    keeps: bool,
 ) -> ProbeTest:
     if data.class_names != run.vectors.class_names:
         raise DataError(f"the teacher of {run.folder} was tuned on other classes than were tested")
@@ -126,6 +165,9 @@ def _fit(
     # fit the probe, and predict
     strength, how = choose_strength(train, labels, torch.from_numpy(groups))
     probe = fit_probe(train, labels, strength)
+    if keeps and len(probe.classes) == len(data.class_names):
+        folder = run.folder / PROBE_FOLDER / CLASSIFIER_FOLDER
+        as_classifier(clip, probe, run.vectors, data.decoding).save(folder)
     sure, predicted = probe.log_probabilities(test).exp().max(dim=1)
     chosen = probe.classes[predicted].tolist()
     predictions = [

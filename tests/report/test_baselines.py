@@ -7,23 +7,26 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import world
 from report_pages import change_vectors, put_together, set_in
 from resampling import bootstrap_difference
 from runs import image_folder, in_folder, noise
 from sklearn.linear_model import LogisticRegression
 
+from kdpl.class_vectors import ClassVectors
+from kdpl.classifier import Classifier
 from kdpl.clip import ClipConfig, load_image_clip
 from kdpl.data.probe import STRENGTHS, choose_strength, held_out_loss
 from kdpl.data.readers import digits
 from kdpl.data.sampling import few_shot
-from kdpl.errors import DataError
+from kdpl.errors import ArtifactError, DataError
 from kdpl.report.accuracy import against_probes
 from kdpl.report.compare import compare_runs
 from kdpl.report.intervals import wilson
 from kdpl.report.probes import _labeled_images, linear_probe
 from kdpl.report.run_folder import Run
 from kdpl.runtime.predictions import read_predictions, read_results, write_predictions
-from kdpl.runtime.run_folder import PROBE_FILE, PROBE_FOLDER
+from kdpl.runtime.run_folder import CLASSIFIER_FOLDER, PROBE_FILE, PROBE_FOLDER
 
 CLIPS = {name: f"tiny-{name}, weights glyphs" for name in ("teacher", "student")}
 
@@ -98,6 +101,21 @@ def copy(run, compared, tmp_path):
     folder = shutil.copytree(run, tmp_path / "copy")
     set_in(folder / "student", teacher=str(folder / "teacher"))
     return folder
+
+
+def test_the_probe_of_the_students_network_is_a_classifier_like_the_students(finished):
+    kept = read_predictions(finished / PROBE_FOLDER / "student")[:40]
+    splits = Run.find(finished).data.splits
+    images = [splits.open_image(image.source) for image in kept]
+    folder = finished / PROBE_FOLDER / CLASSIFIER_FOLDER
+    classifier = Classifier.load(folder)
+    predicted = [best for (best,) in classifier.predict(images)]
+    assert [one.class_name for one in predicted] == [image.prediction for image in kept]
+    expected = [image.probability for image in kept]
+    assert [one.probability for one in predicted] == pytest.approx(expected, abs=1e-4)
+    assert "linear probe: logistic regression" in (folder / "README.md").read_text()
+    with world.refused(ArtifactError, "another tuned teacher"):
+        classifier.add_classes(ClassVectors.of_teacher(finished / "teacher"))
 
 
 def replace_in(file, old, new):
