@@ -9,12 +9,13 @@ import pytest
 import torch
 from runs import CONFIGS, image_folder, refused
 from scipy import stats
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
-from torch import nn
 from torch.nn import functional as F
 
 from kdpl.__main__ import main
-from kdpl.optim import OptimConfig
+from kdpl.data.probe import linear_student
 from kdpl.report.estimate import folds
 from kdpl.report.estimate.expected import LEVEL, describe, expect, paired, unlike
 from kdpl.report.estimate.folds import (
@@ -27,16 +28,12 @@ from kdpl.report.estimate.folds import (
     Measured,
     measure,
 )
-from kdpl.report.estimate.training import ProjectorTraining
 from kdpl.report.intervals import wilson
 from kdpl.report.page import fill
 from kdpl.targets.refinement.experts import Evidence
 from kdpl.targets.refinement.refine import RefinementConfig
 
 NAMES = ("cat", "dog", "eel")
-TRAINING = ProjectorTraining(
-    F.normalize(torch.eye(3, 4) + 0.1, dim=1), 10.0, 100.0, 1.0, OptimConfig(lr=0.05), 2, 4, True
-)
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +65,8 @@ def made_up(labels_a_class=4, group_size=1, val=0, noise=0.8):
     validation = torch.where(number >= 90 - val, truth, -1)
     groups = number // 3 // group_size * 3 + number % 3  # consecutive images of a class
     evidence = Evidence(teacher, teacher, text, labels, validation, groups, trusted=True)
-    views = torch.stack([student, student + 0.1 * torch.randn(90, 5, generator=generator)], dim=1)
     refinement = RefinementConfig(rounds=2)
-    return Frozen(evidence, text, student, teacher, views, 90 - val, TRAINING, refinement), truth
+    return Frozen(evidence, text, student, teacher, 90 - val, True, refinement), truth
 
 
 def test_each_labelled_image_judges_once_models_that_have_not_seen_its_group(monkeypatch):
@@ -83,13 +79,13 @@ def test_each_labelled_image_judges_once_models_that_have_not_seen_its_group(mon
         assert not {*groups[split.seen].tolist()} & {*groups[split.judges].tolist()}
         return models_of(split, **arguments)
 
-    def fit(training, features, targets):
+    def fit(features, targets):
         distilled.append(len(features))
-        return as_is(training, features, targets)
+        return as_is(features, targets)
 
-    models_of, as_is = folds.models_of, ProjectorTraining.fit
+    models_of, as_is = folds.models_of, folds.linear_student
     monkeypatch.setattr(folds, "models_of", spy)
-    monkeypatch.setattr(ProjectorTraining, "fit", fit)
+    monkeypatch.setattr(folds, "linear_student", fit)
     result = measure(frozen)
     expected = [*range(18), *range(84, 90)]  # labelled images, and validation images
     assert sorted(result.images.tolist()) == expected
@@ -120,32 +116,24 @@ def test_half_of_the_labels_are_half_of_the_groups_of_each_class():
     assert {*quarter.tolist()} < {*half.tolist()}
 
 
-def test_a_projector_is_trained_as_a_plain_loop_would_train_it():
-    """All images in one batch, so that their order does not matter."""
+def test_the_linear_student_is_the_minimum_of_its_loss():
     frozen, _ = made_up()
-    optim = OptimConfig(lr=0.02, weight_decay=0.01)
-    training = replace(TRAINING, optim=optim, batch_size=90, epochs=3)
-    features, targets = frozen.views[:, :1], frozen.evidence.log_probabilities
-    logits = training.fit(features, targets)
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
-    velocity = [torch.zeros_like(parameter) for parameter in plain.parameters()]
+    features, targets = frozen.student, frozen.evidence.log_probabilities.exp()
+    weight, bias = linear_student(features, targets)
+    x, p = features.double().numpy(), targets.double().numpy()
+    deviation = np.sqrt(x.var(axis=0, ddof=1).sum())
+    x = (x - x.mean(axis=0)) / deviation
 
-    def scores(x):
-        return 10 * F.normalize(plain(x)) @ TRAINING.class_vectors.T
+    def loss(values):
+        w, b = values[:15].reshape(5, 3), values[15:]
+        logits = x @ w + b
+        return 0.05 * (w**2).sum() - (p * (logits - logsumexp(logits, axis=1, keepdims=True))).sum()
 
-    for epoch in range(3):
-        rate = 1e-5 if epoch == 0 else 0.04 / 2 * (1 + np.cos(np.pi * (epoch - 1) / 3))
-        p = targets.softmax(dim=1)
-        kl = (p * (p.log() - scores(features[:, 0]).log_softmax(dim=1))).sum() / (90 * 3)
-        plain.zero_grad()
-        (100 * kl).backward()
-        with torch.no_grad():
-            for parameter, speed in zip(plain.parameters(), velocity, strict=True):
-                speed.mul_(0.9).add_(parameter.grad + 0.01 * parameter)
-                parameter -= rate * speed
-    plain.eval()
-    torch.testing.assert_close(logits(features[:, 0]), scores(features[:, 0]), rtol=1e-3, atol=1e-3)
+    best = minimize(loss, np.zeros(18), tol=1e-9).x
+    expected = x @ best[:15].reshape(5, 3) + best[15:]
+    actual = (features @ weight + bias).numpy()
+    centered = [rows - rows.mean(axis=1, keepdims=True) for rows in (actual, expected)]
+    np.testing.assert_allclose(*centered, atol=2e-2)
 
 
 def test_the_out_of_fold_accuracy_of_a_probe_is_that_of_a_plain_loop():

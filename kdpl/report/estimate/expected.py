@@ -165,13 +165,13 @@ def describe(frozen: Frozen, measured: Measured, names: Sequence[str]) -> dict[s
         "images": len(measured.images),
         "unjudged": 0,
         "agreement": measured.agreement,
-        "whole": frozen.training.whole,
+        "whole": frozen.whole,
         "unlike": unlike(frozen),
     }
     if not len(measured.images):
         return values | {"limits": [Limit(key, names_of) for key, names_of in doubtful if names_of]}
     evidence, classes = frozen.evidence, len(names)
-    expected = expect(evidence, measured, frozen.training.whole)
+    expected = expect(evidence, measured, frozen.whole)
     rows, judged = expected.rows, STUDENT in expected.rows
 
     # right and all judging groups of each class

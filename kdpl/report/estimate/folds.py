@@ -10,8 +10,7 @@ from torch import Tensor
 
 from kdpl.data.groups import folds
 from kdpl.data.parallel import in_parallel
-from kdpl.data.probe import choose_strength, classes_of, fit_probe
-from kdpl.report.estimate.training import ProjectorTraining
+from kdpl.data.probe import choose_strength, classes_of, fit_probe, linear_student
 from kdpl.targets.refinement.experts import Evidence, assign
 from kdpl.targets.refinement.refine import RefinementConfig
 from kdpl.targets.refinement.target import log_assignments
@@ -36,9 +35,8 @@ class Frozen:
         still: The teacher's log probabilities of the evaluation view, float [N, C].
         student: Normalised pooled features of the student's network, float [N, W].
         teacher: Normalised pooled features of the teacher's network, float [N, V].
-        views: Input of the student's projector for views of each image, [N, V, W].
         pool: Number of images in the pool.
-        training: Settings of the student.
+        whole: Whether the run's student learns no more than a projector.
         refinement: Settings of its targets.
     """
 
@@ -46,9 +44,8 @@ class Frozen:
     still: Tensor
     student: Tensor
     teacher: Tensor
-    views: Tensor
     pool: int
-    training: ProjectorTraining
+    whole: bool
     refinement: RefinementConfig
 
 
@@ -105,11 +102,12 @@ def models_of(split: Split, frozen: Frozen, strengths: tuple[float, float]) -> d
     targets = assigned.assignments if after >= before else text
     distilled = torch.arange(len(labels)) < frozen.pool
     distilled[split.judges] = False
-    student = frozen.training.fit(frozen.views[distilled], log_assignments(targets[distilled]))
+    softened = log_assignments(targets[distilled]).exp()
+    weight, bias = linear_student(frozen.student[distilled], softened)
 
     # all of them
     rows = {
-        STUDENT: student(frozen.views[split.judges, 0]),
+        STUDENT: frozen.student[split.judges] @ weight + bias,
         TARGETS: targets[split.judges],
         ZERO_SHOT: frozen.still[split.judges],
     }
@@ -194,8 +192,9 @@ def _published(frozen: Frozen, images: Tensor) -> Tensor | None:
     if 2 * len(unlabeled) < frozen.pool:
         return None
     text = frozen.evidence.log_probabilities
-    student = frozen.training.fit(frozen.views[unlabeled], text[unlabeled])
-    predicted = MULTI_CLASS.labels(student(frozen.views[images, 0]))
+    targets = MULTI_CLASS.probabilities(text[unlabeled])
+    weight, bias = linear_student(frozen.student[unlabeled], targets)
+    predicted = MULTI_CLASS.labels(frozen.student[images] @ weight + bias)
     return (predicted == frozen.evidence.truth[images]).float()
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from torch import Tensor
 
 from kdpl.cli.fit import run_stage
 from kdpl.cli.init import CONFIG
@@ -17,7 +18,6 @@ from kdpl.clip.identity import RANDOM
 from kdpl.clip.modules import normalized
 from kdpl.errors import ConfigError
 from kdpl.report.estimate.folds import Frozen
-from kdpl.report.estimate.training import ProjectorTraining
 from kdpl.runtime.messages import inform
 from kdpl.runtime.run_folder import DATA_FOLDER, DECODED_FILE
 from kdpl.student import StudentDistillation
@@ -27,8 +27,6 @@ from kdpl.tasks import MULTI_CLASS
 
 VIEWS = 8
 """Views of each image, as a run stores them."""
-
-_AT_ONCE = 4096  # images whose features are projected at a time
 
 
 def gather(choice: Choice, folder: Path, options: Options) -> tuple[Frozen, tuple[str, ...]]:
@@ -51,19 +49,16 @@ def gather(choice: Choice, folder: Path, options: Options) -> tuple[Frozen, tupl
 
     # a student's fit without steps computes features
     alone = {"max_epochs": 1, "devices": 1, "strategy": "auto"}
-    epochs = stages["student"].config.trainer.max_epochs
     gathered = list[Frozen]()
     gathering = LambdaCallback(
-        on_fit_start=lambda _, module: gathered.append(
-            _frozen(cast(StudentDistillation, module), epochs)
-        )
+        on_fit_start=lambda _, module: gathered.append(_frozen(cast(StudentDistillation, module)))
     )
     stage = stages["student"].without_steps(gathering, alone)
     (frozen,) = gathered
     return frozen, stage.datamodule.class_names
 
 
-def _frozen(student: StudentDistillation, epochs: int) -> Frozen:
+def _frozen(student: StudentDistillation) -> Frozen:
     """Compute the features, as refined targets and a student of them store them."""
     inputs = replace(student.target_inputs(), stored_views=VIEWS)
     further = [record.source for record in further_images(inputs)[0]]
@@ -77,30 +72,20 @@ def _frozen(student: StudentDistillation, epochs: int) -> Frozen:
     joint, teacher = (torch.cat([part[k].still for part in features]) for k in range(2))
     still = MULTI_CLASS.log_probabilities(inputs.teacher.logits(joint))
 
-    # the student's, of all views
+    # the student's, of all views as a run stores them
     stores = [inputs.student_store(images, VIEWS) for images in lists]
-    pooled = torch.from_numpy(np.concatenate([store.read_all() for store in stores]))
-    tower = student.encoder.tower.module
-    with torch.no_grad(), inputs.autocast():
-        projected = [tower.project(rows.float()).half() for rows in torch.split(pooled, _AT_ONCE)]
-    training = ProjectorTraining(
-        student.vectors.vectors,
-        student.logit_scale,
-        student.loss.weight,
-        student.loss.temperature,
-        student.optim,
-        student.domain.batch_size,
-        epochs,
-        not student.trains_in_tower,
-    )
+    pooled = torch.from_numpy(np.concatenate([store.read_all()[:, 0] for store in stores]))
+    # on the CPU, as folds are measured in processes of their own
+    tensors: dict[str, Any] = {
+        name: value.cpu() for name, value in vars(evidence).items() if isinstance(value, Tensor)
+    }
     return Frozen(
-        evidence,
-        still,
-        normalized(pooled[:, 0]),
-        teacher,
-        torch.cat(projected),
+        replace(evidence, **tensors),
+        still.cpu(),
+        normalized(pooled),
+        teacher.cpu(),
         len(inputs.pool.targeted),
-        training,
+        not student.trains_in_tower,
         RefinementConfig(
             **{field.name: getattr(target, field.name) for field in fields(RefinementConfig)}
         ),
