@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from kdpl.errors import ConfigError
 from kdpl.losses import distillation_kl
-from kdpl.runtime.configs import find_class
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -285,6 +284,8 @@ def build_task(name: str, **settings: Any) -> Task:
     """Build a task, ``multiclass``, ``multilabel`` or a dotted path, with its settings."""
     if name == MULTI_CLASS.name:
         return MULTI_CLASS
+    from kdpl.runtime.configs import find_class  # which a classifier of one label does without
+
     named = {
         MULTI_CLASS.name: "kdpl.tasks.MultiClass",
         "multilabel": "kdpl.multilabel.task.MultiLabel",
