@@ -112,7 +112,7 @@ def predict(name: str, inputs: TargetInputs, views: int) -> Tensor:
             return normalized(tower(images.to(inputs.device)))
 
     identity, targeted = {"several teachers": clip.identity.fingerprint}, inputs.pool.targeted
-    network = Network(identity, tower, encode, tower.preprocessing.resizing)
+    network = Network(identity, clip.identity, tower.preprocessing, tower, encode)
     store = inputs.store(network, inputs.pool.images.take(targeted), views, True, targeted)
     features = ImageFeatures.of(torch.from_numpy(store.read_all()).to(inputs.device).float())
     return cosine_logits(features.mean, rows.to(inputs.device), clip.logit_scale)

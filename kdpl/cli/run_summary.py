@@ -55,8 +55,9 @@ def summarize(console: Any, out: Path, nothing_done: bool) -> None:
     student, probe = (
         results.get(title, {}).get(test_key(ACC), 0.0) for title in (_STUDENT, _PROBE)
     )
-    classifiers = [pair for pair in classifiers if pair[1].is_dir()]
-    if probe > student and len(classifiers) > 1:
+    if not classifiers[1][1].is_dir():
+        classifiers.pop()
+    elif probe > student:
         console.out("on the test images, the linear probe is better than the student")
         classifiers.reverse()
     report = out / REPORT_FILE

@@ -140,7 +140,9 @@ def test_the_tests_of_a_stage_have_its_settings_without_prompts_for_the_original
 def test_images_of_ones_own_have_stored_features(teacher, tmp_path, monkeypatch):
     own = [*configs("data/folder.yaml"), f"--data.root={image_folder(tmp_path / 'data')}"]
     plans = []
-    monkeypatch.setattr("kdpl.cli.run._carry_out", lambda _, stages, *__: plans.append(stages))
+    monkeypatch.setattr(
+        "kdpl.cli.run._carry_out", lambda _, stages, *__, **___: plans.append(stages)
+    )
     published = {"teacher": ("torch", 0), "student": ("torch", "auto")}
     for data, taken in ((own, dict.fromkeys(STAGE_NAMES, ("auto", "auto"))), ([], published)):
         assert main([*RUN, *data, *teacher, f"--out={tmp_path / 'out'}"]) == 0
